@@ -1,0 +1,29 @@
+#!/bin/sh
+# Generates the Go code of the .proto files beside them. With --check it only says whether that would change anything.
+# Run by make from the top of the repository, with the tools built in bin/tools.
+set -eu
+
+bin/tools/protodeps build/proto
+rm -rf build/gen
+bin/tools/buf generate --output build/gen
+
+list() { (cd "$1" && find api internal -name '*.pb.go' 2>/dev/null | LC_ALL=C sort); }
+
+if [ "${1:-}" = --check ]; then
+	status=0
+	for f in $( (list .; list build/gen) | LC_ALL=C sort -u); do
+		if ! cmp -s "$f" "build/gen/$f"; then
+			echo "$f differs from its .proto" >&2
+			status=1
+		fi
+	done
+	[ $status -eq 0 ] || echo "run 'make generate' and commit what it changes" >&2
+	exit $status
+fi
+
+for f in $(list .); do
+	[ -e "build/gen/$f" ] || rm "$f"
+done
+for f in $(list build/gen); do
+	cmp -s "$f" "build/gen/$f" || cp "build/gen/$f" "$f"
+done
