@@ -1,24 +1,86 @@
-PROTOS := $(shell find api internal -name '*.proto' 2>/dev/null)
-TOOLS := bin/tools
+# Everything here needs Go, make, a POSIX shell and the Go module proxy, nothing else: the tools are pinned in tools/go.mod
+# and built into bin/tools on first use.
 
-# One rule for all pinned tools: rebuilt when tools/ changes, else left alone.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+FUZZTIME ?= 20s
+BENCH ?= .
+BENCHCOUNT ?= 1
+BENCHTIME ?= 1s
+
+TOOLS := bin/tools
+TOOL_benchstat := golang.org/x/perf/cmd/benchstat
 TOOL_buf := github.com/bufbuild/buf/cmd/buf
 TOOL_golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
-TOOL_benchstat := golang.org/x/perf/cmd/benchstat
 TOOL_protoc-gen-go := google.golang.org/protobuf/cmd/protoc-gen-go
 TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_protodeps := ./protodeps
-
 GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc)
 
-.PHONY: generate generate-check
+.PHONY: help build run test race e2e fuzz bench lint fmt generate generate-check tidy-check stock-build clean
 
-generate: $(GENERATORS) ## write the Go code of the .proto files
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
+
+build: ## build bin/dkimd, bin/dkimctl and bin/coredns
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/dkimd ./cmd/dkimctl ./cmd/coredns
+
+run: build ## build and run everything in one process, with its data in ./data
+	bin/dkimd standalone
+
+test: ## run all tests
+	go test ./...
+
+race: ## run all tests under the race detector
+	go test -race ./...
+
+e2e: ## run the end-to-end tests only: separate processes on loopback
+	go test -count=1 -v ./test/...
+
+fuzz: ## run every fuzz target in turn, each for FUZZTIME (20s)
+	@tools/fuzz.sh $(FUZZTIME)
+
+bench: $(TOOLS)/benchstat ## run the benchmarks that match BENCH, BENCHCOUNT times each, and summarise them
+	@mkdir -p build
+	@go test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) -p 1 \
+		$$(git grep -l --untracked '^func Benchmark' -- '*_test.go' | xargs -n 1 dirname | sort -u | sed 's|^|./|') >build/bench.txt || { cat build/bench.txt; exit 1; }
+	@$(TOOLS)/benchstat build/bench.txt
+
+lint: $(TOOLS)/golangci-lint $(TOOLS)/buf $(TOOLS)/protodeps ## check Go code and .proto files
+	$(TOOLS)/golangci-lint run ./...
+	cd tools && ../$(TOOLS)/golangci-lint run --config ../.golangci.yml ./...
+	$(TOOLS)/protodeps build/proto
+	$(TOOLS)/buf lint
+	$(TOOLS)/buf format --diff --exit-code api
+	$(TOOLS)/buf format --diff --exit-code internal/schema
+
+fmt: $(TOOLS)/golangci-lint $(TOOLS)/buf $(TOOLS)/protodeps ## format Go code and .proto files
+	$(TOOLS)/golangci-lint fmt ./...
+	cd tools && ../$(TOOLS)/golangci-lint fmt --config ../.golangci.yml ./...
+	$(TOOLS)/protodeps build/proto
+	$(TOOLS)/buf format --write api
+	$(TOOLS)/buf format --write internal/schema
+
+generate: $(GENERATORS) ## write the Go code of the .proto files beside them
 	tools/generate.sh
 
-generate-check: $(GENERATORS) ## fail if generated code differs from the .proto files
+generate-check: $(GENERATORS) ## fail if the generated code differs from the .proto files
 	tools/generate.sh --check
 
+tidy-check: ## fail if go.mod or go.sum is not tidy
+	go mod tidy -diff
+	go mod verify
+
+stock-build: ## build the plugin into a stock CoreDNS through plugin.cfg (long), in build/stock
+	tools/stock-build.sh
+
+clean: ## remove what the other targets built; leaves ./data
+	rm -rf bin build
+
+# Rebuilt when tools/ changes. Go's build cache makes that short.
 $(TOOLS)/%: tools/go.mod tools/go.sum $(wildcard tools/protodeps/*.go)
 	go -C tools build -o ../$@ $(TOOL_$*)
 	@touch $@
