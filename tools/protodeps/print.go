@@ -29,11 +29,8 @@ func printFile(fd protoreflect.FileDescriptor) ([]byte, error) {
 	for i := range fd.Imports().Len() {
 		imp := fd.Imports().Get(i)
 		kind := ""
-		switch {
-		case imp.IsPublic:
+		if imp.IsPublic {
 			kind = "public "
-		case imp.IsWeak:
-			p.fail("weak import %s", imp.Path())
 		}
 		p.line("import %s%q;", kind, imp.Path())
 	}
