@@ -30,15 +30,14 @@ func Parse(txt string) (Record, error) {
 
 	var p parser
 	for offset := 0; offset < len(txt); {
-		spec, _, _ := strings.Cut(txt[offset:], ";")
-		next := offset + len(spec) + len(";")
-		if next >= len(txt) && offset > 0 && strings.Trim(spec, whitespace) == "" {
-			break // what follows the last semicolon
+		spec, _, ended := strings.Cut(txt[offset:], ";")
+		if !ended && offset > 0 && strings.Trim(spec, whitespace) == "" {
+			break // white space behind the last semicolon
 		}
 		if reason, tag := p.tag(spec, offset == 0); reason != "" {
 			return Record{}, &InvalidError{Reason: reason, Tag: tag, Offset: offset}
 		}
-		offset = next
+		offset += len(spec) + len(";")
 	}
 	if !p.hasKey {
 		return Record{}, &InvalidError{Reason: ReasonMissingPublicKey, Tag: "p"}

@@ -1,0 +1,159 @@
+package keypair
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"math"
+	"math/big"
+	"sync"
+)
+
+var (
+	oidRSA     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
+	oidEd25519 = asn1.ObjectIdentifier{1, 3, 101, 112}
+)
+
+// subjectPublicKeyInfo is the SubjectPublicKeyInfo of RFC 5280 §4.1.
+type subjectPublicKeyInfo struct {
+	Algorithm pkix.AlgorithmIdentifier
+	Key       asn1.BitString
+}
+
+// rsaPublicKey is the RSAPublicKey of RFC 8017 §A.1.1.
+type rsaPublicKey struct {
+	N, E *big.Int
+}
+
+// isPrivate recognizes the private keys that come without a PEM label: PKCS #1, SEC 1 and PKCS #8, which begin with a
+// small version number, encrypted PKCS #8, and the 64 octets of an Ed25519 key with its seed.
+func isPrivate(octets []byte) bool {
+	if len(octets) == ed25519.PrivateKeySize {
+		key := ed25519.NewKeyFromSeed(octets[:ed25519.SeedSize])
+		if bytes.Equal(key, octets) {
+			return true
+		}
+	}
+	var outer, first, second asn1.RawValue
+	if _, err := asn1.Unmarshal(octets, &outer); err != nil || outer.Tag != asn1.TagSequence {
+		return false
+	}
+	rest, err := asn1.Unmarshal(outer.Bytes, &first)
+	if err != nil {
+		return false
+	}
+	if first.Tag == asn1.TagInteger {
+		return len(first.Bytes) == 1 && first.Bytes[0] <= 1
+	}
+	_, err = asn1.Unmarshal(rest, &second)
+	return err == nil && first.Tag == asn1.TagSequence && second.Tag == asn1.TagOctetString
+}
+
+// parseDER reads a SubjectPublicKeyInfo or an RSAPublicKey, which begin with a sequence and with a number.
+func parseDER(der []byte) (PublicKey, error) {
+	var outer, first asn1.RawValue
+	rest, err := asn1.Unmarshal(der, &outer)
+	switch {
+	case err != nil || outer.Tag != asn1.TagSequence:
+		return PublicKey{}, invalid(ReasonBadEncoding)
+	case len(rest) != 0:
+		return PublicKey{}, invalid(ReasonTrailingData)
+	}
+	if _, err := asn1.Unmarshal(outer.Bytes, &first); err != nil {
+		return PublicKey{}, invalid(ReasonBadEncoding)
+	}
+	if first.Tag == asn1.TagInteger {
+		key, err := parsePKCS1(der)
+		if err != nil {
+			return PublicKey{}, err
+		}
+		return newRSA(key)
+	}
+	return parseSPKI(der)
+}
+
+func parseSPKI(der []byte) (PublicKey, error) {
+	var info subjectPublicKeyInfo
+	if _, err := asn1.Unmarshal(der, &info); err != nil {
+		return PublicKey{}, invalid(ReasonBadEncoding)
+	}
+	k, canonical := PublicKey{}, der
+	switch bits := info.Key.RightAlign(); {
+	case info.Algorithm.Algorithm.Equal(oidEd25519):
+		if len(bits) != pointSize {
+			return PublicKey{}, invalid(ReasonBadEncoding)
+		}
+		var err error
+		if k, err = newEd25519(bits); err != nil {
+			return PublicKey{}, err
+		}
+		canonical, err = x509.MarshalPKIXPublicKey(ed25519.PublicKey(bits))
+		if err != nil {
+			return PublicKey{}, invalid(ReasonBadEncoding)
+		}
+	case info.Algorithm.Algorithm.Equal(oidRSA):
+		key, err := parsePKCS1(bits)
+		if err != nil {
+			return PublicKey{}, err
+		}
+		if k, err = newRSA(key); err != nil {
+			return PublicKey{}, err
+		}
+		canonical = k.Octets
+	default:
+		return PublicKey{}, invalid(ReasonUnsupportedType)
+	}
+	if !bytes.Equal(der, canonical) {
+		return PublicKey{}, invalid(ReasonBadEncoding)
+	}
+	return k, nil
+}
+
+// parsePKCS1 reads an RSAPublicKey and judges its numbers.
+func parsePKCS1(der []byte) (*rsa.PublicKey, error) {
+	var raw rsaPublicKey
+	rest, err := asn1.Unmarshal(der, &raw)
+	switch {
+	case err != nil:
+		return nil, invalid(ReasonBadEncoding)
+	case len(rest) != 0:
+		return nil, invalid(ReasonTrailingData)
+	case raw.N.Sign() <= 0:
+		return nil, invalid(ReasonBadModulus)
+	case rsaAlgorithm(raw.N.BitLen()) == 0:
+		return nil, &InvalidError{Reason: ReasonBadKeySize, Bits: raw.N.BitLen()}
+	case !isExponent(raw.E):
+		return nil, invalid(ReasonBadExponent)
+	case hasSmallFactor(raw.N):
+		return nil, invalid(ReasonBadModulus)
+	}
+	key := &rsa.PublicKey{N: raw.N, E: int(raw.E.Int64())}
+	if !bytes.Equal(der, x509.MarshalPKCS1PublicKey(key)) {
+		return nil, invalid(ReasonBadEncoding)
+	}
+	return key, nil
+}
+
+// isExponent accepts what crypto/rsa and the verifiers built on OpenSSL do.
+func isExponent(e *big.Int) bool {
+	return e.IsInt64() && e.Bit(0) == 1 && 3 <= e.Int64() && e.Int64() <= math.MaxInt32
+}
+
+// smallPrimes is the product of the primes below 1 000: five of six numbers that were damaged have a factor among them.
+var smallPrimes = sync.OnceValue(func() *big.Int {
+	product := big.NewInt(1)
+	for n := int64(2); n < 1000; n++ {
+		if candidate := big.NewInt(n); candidate.ProbablyPrime(0) {
+			product.Mul(product, candidate)
+		}
+	}
+	return product
+})
+
+func hasSmallFactor(n *big.Int) bool {
+	var gcd big.Int
+	return gcd.GCD(nil, nil, n, smallPrimes()).BitLen() > 1
+}

@@ -1,0 +1,145 @@
+package keypair
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"slices"
+	"strings"
+
+	"github.com/dkimzone/dkimzone/internal/dkimrecord"
+)
+
+// maxText bounds what ParsePublicKey and NewPublicKey look at, in octets: many times what an RSA-4096 key needs.
+const maxText = 16 << 10
+
+// PublicKey is a public key as it stands in a DKIM record. One key has one form only.
+type PublicKey struct {
+	Algorithm Algorithm
+	// Octets are those of p=: the DER of a SubjectPublicKeyInfo for RSA, the 32 raw octets for Ed25519 (RFC 8463 §4).
+	Octets []byte
+}
+
+// Fingerprint returns the SHA-256 of the octets. Two keys are the same if it is.
+func (k PublicKey) Fingerprint() [sha256.Size]byte { return sha256.Sum256(k.Octets) }
+
+// NewPublicKey returns the key of the octets of p=, after the checks of ParsePublicKey; it takes the same octets as the
+// base64 of ParsePublicKey stands for. The result does not alias octets. Every error is an *InvalidError; it is
+// ALGORITHM_MISMATCH if the key is good but not of algorithm a.
+func NewPublicKey(a Algorithm, octets []byte) (PublicKey, error) {
+	if !a.Valid() {
+		return PublicKey{}, invalid(ReasonUnknownAlgorithm)
+	}
+	k, err := parseOctets(octets)
+	switch {
+	case err != nil:
+		return PublicKey{}, err
+	case k.Algorithm != a:
+		return PublicKey{}, invalid(ReasonAlgorithmMismatch)
+	}
+	return k, nil
+}
+
+// ParsePublicKey reads one public key in any of the forms people have it in:
+//   - a PEM block "PUBLIC KEY" or "RSA PUBLIC KEY";
+//   - bare base64, broken into lines or not, of a SubjectPublicKeyInfo or PKCS #1 RSAPublicKey in DER, or of the 32
+//     octets of an Ed25519 key;
+//   - the text of a DKIM record, of which it takes k= and p= only.
+//
+// An RSA modulus must have exactly 2048, 3072 or 4096 bits and no small factor, the exponent must be odd and from 3 to
+// 2³¹−1. An Ed25519 key must be the canonical form of a curve point that is not of small order. Every error is an
+// *InvalidError and repeats nothing of data; a private key is refused as PRIVATE_KEY whatever form it is in.
+func ParsePublicKey(data []byte) (PublicKey, error) {
+	text := bytes.TrimSpace(data)
+	switch {
+	case len(text) == 0:
+		return PublicKey{}, invalid(ReasonEmpty)
+	case len(text) > maxText:
+		return PublicKey{}, invalid(ReasonTooLong)
+	case bytes.Contains(bytes.ToUpper(text), []byte("PRIVATE KEY")):
+		return PublicKey{}, invalid(ReasonPrivateKey)
+	case bytes.Contains(text, []byte("-----BEGIN")):
+		return parsePEM(text)
+	case isRecord(string(text)):
+		return parseRecord(string(text))
+	}
+	octets, err := base64.StdEncoding.Strict().DecodeString(strings.Join(strings.Fields(string(text)), ""))
+	if err != nil {
+		return PublicKey{}, invalid(ReasonBadEncoding)
+	}
+	return parseOctets(octets)
+}
+
+func parsePEM(text []byte) (PublicKey, error) {
+	block, rest := pem.Decode(text)
+	switch {
+	case block == nil:
+		return PublicKey{}, invalid(ReasonBadEncoding)
+	case block.Type != "PUBLIC KEY" && block.Type != "RSA PUBLIC KEY":
+		return PublicKey{}, invalid(ReasonUnsupportedType)
+	case len(bytes.TrimSpace(rest)) != 0:
+		return PublicKey{}, invalid(ReasonTrailingData)
+	}
+	return parseOctets(block.Bytes)
+}
+
+// isRecord tells a tag-list from base64, which has no semicolon and its first "=" near the end.
+func isRecord(text string) bool {
+	tag, _, found := strings.Cut(text, "=")
+	return found && len(strings.TrimSpace(tag)) == 1 || strings.Contains(text, ";")
+}
+
+func parseRecord(text string) (PublicKey, error) {
+	record, err := dkimrecord.Parse(strings.Join(strings.Fields(text), " ")) // lines may have been broken anywhere
+	switch {
+	case err != nil:
+		return PublicKey{}, &InvalidError{Reason: ReasonBadRecord, Err: err}
+	case record.Revoked():
+		return PublicKey{}, invalid(ReasonRevoked)
+	}
+	k, err := parseOctets(record.PublicKey)
+	switch {
+	case err != nil:
+		return PublicKey{}, err
+	case k.Algorithm.KeyType() != record.KeyType:
+		return PublicKey{}, invalid(ReasonAlgorithmMismatch)
+	}
+	return k, nil
+}
+
+// parseOctets reads what a PEM block or the base64 of p= stands for.
+func parseOctets(octets []byte) (PublicKey, error) {
+	switch {
+	case len(octets) == 0:
+		return PublicKey{}, invalid(ReasonEmpty)
+	case len(octets) > maxText:
+		return PublicKey{}, invalid(ReasonTooLong)
+	case isPrivate(octets):
+		return PublicKey{}, invalid(ReasonPrivateKey)
+	case len(octets) == pointSize:
+		return newEd25519(octets)
+	}
+	return parseDER(octets)
+}
+
+func newEd25519(point []byte) (PublicKey, error) {
+	if !isPoint(point) {
+		return PublicKey{}, invalid(ReasonBadPoint)
+	}
+	return PublicKey{Algorithm: Ed25519, Octets: slices.Clone(point)}, nil
+}
+
+func newRSA(key *rsa.PublicKey) (PublicKey, error) {
+	a := rsaAlgorithm(key.N.BitLen())
+	if a == 0 {
+		return PublicKey{}, &InvalidError{Reason: ReasonBadKeySize, Bits: key.N.BitLen()}
+	}
+	octets, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return PublicKey{}, invalid(ReasonBadEncoding)
+	}
+	return PublicKey{Algorithm: a, Octets: octets}, nil
+}
