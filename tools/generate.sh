@@ -4,15 +4,15 @@
 set -eu
 
 bin/tools/protodeps build/proto
-rm -rf build/gen
-bin/tools/buf generate --output build/gen
+rm -rf build/_gen # the underscore keeps ./... out of it
+bin/tools/buf generate --output build/_gen
 
 list() { (cd "$1" && find api internal -name '*.pb.go' 2>/dev/null | LC_ALL=C sort); }
 
 if [ "${1:-}" = --check ]; then
 	status=0
-	for f in $( (list .; list build/gen) | LC_ALL=C sort -u); do
-		if ! cmp -s "$f" "build/gen/$f"; then
+	for f in $( (list .; list build/_gen) | LC_ALL=C sort -u); do
+		if ! cmp -s "$f" "build/_gen/$f"; then
 			echo "$f differs from its .proto" >&2
 			status=1
 		fi
@@ -22,8 +22,8 @@ if [ "${1:-}" = --check ]; then
 fi
 
 for f in $(list .); do
-	[ -e "build/gen/$f" ] || rm "$f"
+	[ -e "build/_gen/$f" ] || rm "$f"
 done
-for f in $(list build/gen); do
-	cmp -s "$f" "build/gen/$f" || cp "build/gen/$f" "$f"
+for f in $(list build/_gen); do
+	cmp -s "$f" "build/_gen/$f" || cp "build/_gen/$f" "$f"
 done
