@@ -132,7 +132,7 @@ func made(lines ...string) graph {
 	for _, line := range lines {
 		p, rest, _ := strings.Cut(line, ":")
 		var imports []string
-		for _, imp := range strings.FieldsSeq(rest) {
+		for imp := range strings.FieldsSeq(rest) {
 			imports = append(imports, full(imp))
 			if _, ok := g[full(imp)]; !ok {
 				add(imp, nil)
