@@ -1,0 +1,285 @@
+package keystore
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/schema"
+)
+
+// Change is everything one transaction does to a domain.
+type Change struct {
+	// Domain as it will stand. Its Revision is the one it was read at, 0 for a
+	// new domain, whose HostLabel is then left empty for Apply to choose.
+	Domain Domain
+	// Publish holds the records to write.
+	Publish []Publication
+	// Withdraw holds keys whose records and private halves go.
+	Withdraw []Key
+}
+
+// Publication is a record to write for a key of the domain.
+type Publication struct {
+	Key    Key
+	Record schema.PublicRecord
+	Sealed []byte // the sealed private half to keep, if any
+	// New is false when only the record of a published key changes.
+	New bool
+}
+
+// labelRaces is how often Apply starts again when somebody else claims a host
+// label between its look and its transaction.
+const labelRaces = 8
+
+// Apply carries out a change in one transaction and returns the domain as
+// stored. It returns ErrConflict if the domain is no longer the one the change
+// was computed from, ErrBrandNotFound, ErrZoneNotFound, or a *ClaimError.
+func (s *Store) Apply(ctx context.Context, c Change) (Domain, error) {
+	for range labelRaces {
+		d, again, err := s.tryApply(ctx, c)
+		if !again {
+			return d, err
+		}
+	}
+	return Domain{}, fmt.Errorf("%w: host label of %s", ErrConflict, c.Domain.Name)
+}
+
+func (s *Store) tryApply(ctx context.Context, c Change) (_ Domain, again bool, _ error) {
+	d := c.Domain
+	if d.Revision != 0 {
+		return s.commit(ctx, c, d, nil)
+	}
+	candidates := dnsname.HostLabelCandidates(d.Name)
+	claims, err := s.claims(ctx, d.Zone, candidates)
+	if err != nil {
+		return Domain{}, false, err
+	}
+	d.HostLabel, err = chooseLabel(&d, candidates, claims, newSelectors(c.Publish))
+	if err != nil {
+		return Domain{}, false, err
+	}
+	return s.commit(ctx, c, d, claims)
+}
+
+// commit builds and commits the transaction. claims holds what was read of the
+// candidate labels of a new domain. again reports that a label was claimed
+// meanwhile.
+func (s *Store) commit(ctx context.Context, c Change, d Domain, claims map[dnsname.HostLabel]claim) (_ Domain, again bool, _ error) {
+	for _, p := range c.Publish {
+		if p.New && !p.Key.Selector.FitsLabel(d.HostLabel) {
+			return Domain{}, false, &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: p.Key.Selector, Label: d.HostLabel}
+		}
+	}
+	shadows, err := s.shadows(ctx, c, d)
+	if err != nil {
+		return Domain{}, false, err
+	}
+	value, err := d.marshal()
+	if err != nil {
+		return Domain{}, false, err
+	}
+	own, err := claim{brand: d.Brand, domain: d.Name}.marshal()
+	if err != nil {
+		return Domain{}, false, fmt.Errorf("claim of %s: %w", d.Name, err)
+	}
+
+	zone, domainKey := string(d.Zone), schema.DomainKey(d.Brand, string(d.Name))
+	brandKey, apexKey := schema.BrandKey(d.Brand), schema.ApexKey(zone)
+	cmps := []clientv3.Cmp{unchanged(domainKey, d.Revision), present(brandKey), present(apexKey)}
+	reads := []clientv3.Op{clientv3.OpGet(domainKey), clientv3.OpGet(brandKey), clientv3.OpGet(apexKey)}
+	ops := []clientv3.Op{clientv3.OpPut(domainKey, string(value)), touchApex(zone)}
+
+	for l, cl := range claims {
+		cmps = append(cmps, unchanged(schema.LabelKey(zone, string(l)), cl.revision))
+	}
+	if d.Revision == 0 {
+		ops = append(ops, clientv3.OpPut(schema.LabelKey(zone, string(d.HostLabel)), string(own)))
+	}
+	for l, cl := range shadows {
+		key := schema.LabelKey(zone, string(l))
+		cmps = append(cmps, unchanged(key, cl.revision))
+		if cl.revision == 0 || !cl.deleteTime.IsZero() {
+			ops = append(ops, clientv3.OpPut(key, string(own)))
+		}
+	}
+
+	var fresh []Publication // reads[len(fixed)+i] is of fresh[i]'s fingerprint
+	fixed := len(reads)
+	for _, k := range c.Withdraw {
+		recordKey, err := recordKey(d, k.Selector)
+		if err != nil {
+			return Domain{}, false, err
+		}
+		ops = append(ops,
+			clientv3.OpDelete(recordKey),
+			clientv3.OpDelete(schema.FingerprintKey(zone, k.Fingerprint[:])),
+			clientv3.OpDelete(schema.SealedKeyKey(d.Brand, string(d.Name), k.ID)))
+	}
+	for _, p := range c.Publish {
+		record, err := p.Record.Marshal()
+		if err != nil {
+			return Domain{}, false, fmt.Errorf("record of %s: %w", d.Name, err)
+		}
+		recordKey, err := recordKey(d, p.Key.Selector)
+		if err != nil {
+			return Domain{}, false, err
+		}
+		ops = append(ops, clientv3.OpPut(recordKey, string(record)))
+		if p.New {
+			fingerprintKey := schema.FingerprintKey(zone, p.Key.Fingerprint[:])
+			fresh = append(fresh, p)
+			cmps = append(cmps, absent(recordKey), absent(fingerprintKey))
+			reads = append(reads, clientv3.OpGet(fingerprintKey))
+			ops = append(ops, clientv3.OpPut(fingerprintKey, string(p.Key.Selector)+"."+string(d.Name)))
+		}
+		if p.Sealed != nil {
+			ops = append(ops, clientv3.OpPut(schema.SealedKeyKey(d.Brand, string(d.Name), p.Key.ID), string(p.Sealed)))
+		}
+	}
+
+	resp, err := s.txn(ctx, cmps, ops, reads)
+	if err != nil {
+		return Domain{}, false, err
+	}
+	if resp.Succeeded {
+		d.Revision = resp.Header.Revision
+		return d, false, nil
+	}
+	again, err = why(resp, d, fixed, fresh)
+	return Domain{}, again, err
+}
+
+// why tells what made the transaction of a change fail.
+func why(resp *clientv3.TxnResponse, d Domain, fixed int, fresh []Publication) (again bool, err error) {
+	kv := readAt(resp, 0)
+	switch {
+	case kv == nil && d.Revision != 0, kv != nil && kv.ModRevision != d.Revision:
+		return false, fmt.Errorf("%w: domain %s", ErrConflict, d.Name)
+	case readAt(resp, 1) == nil:
+		return false, fmt.Errorf("%w: %s", ErrBrandNotFound, d.Brand)
+	case readAt(resp, 2) == nil:
+		return false, fmt.Errorf("%w: %s", ErrZoneNotFound, d.Zone)
+	}
+	for i, p := range fresh {
+		if readAt(resp, fixed+i) != nil {
+			return false, &ClaimError{Reason: PublicKeyUsedElsewhere, Domain: d.Name, Zone: d.Zone, Selector: p.Key.Selector}
+		}
+	}
+	return true, nil
+}
+
+// shadows reads the claims of the labels that must not belong to another domain
+// for the change's new selectors to be unambiguous (dnsname.ShadowLabels).
+func (s *Store) shadows(ctx context.Context, c Change, d Domain) (map[dnsname.HostLabel]claim, error) {
+	bySelector := make(map[dnsname.HostLabel]dnsname.Selector)
+	var labels []dnsname.HostLabel
+	for _, p := range c.Publish {
+		if !p.New {
+			continue
+		}
+		for _, l := range dnsname.ShadowLabels(p.Key.Selector, d.HostLabel) {
+			if _, seen := bySelector[l]; !seen {
+				bySelector[l] = p.Key.Selector
+				labels = append(labels, l)
+			}
+		}
+	}
+	claims, err := s.claims(ctx, d.Zone, labels)
+	if err != nil {
+		return nil, err
+	}
+	for l, cl := range claims {
+		if cl.revision != 0 && cl.domain != d.Name {
+			return nil, &ClaimError{Reason: SelectorTaken, Domain: d.Name, Zone: d.Zone, Selector: bySelector[l], Label: l}
+		}
+	}
+	return claims, nil
+}
+
+// claims reads the claims of labels, with revision 0 for free ones.
+func (s *Store) claims(ctx context.Context, zone dnsname.Zone, labels []dnsname.HostLabel) (map[dnsname.HostLabel]claim, error) {
+	if len(labels) == 0 {
+		return nil, nil
+	}
+	gets := make([]clientv3.Op, len(labels))
+	for i, l := range labels {
+		gets[i] = clientv3.OpGet(schema.LabelKey(string(zone), string(l)))
+	}
+	resp, err := s.txn(ctx, nil, gets, nil)
+	if err != nil {
+		return nil, err
+	}
+	claims := make(map[dnsname.HostLabel]claim, len(labels))
+	for i, l := range labels {
+		if claims[l], err = claimFrom(readAt(resp, i)); err != nil {
+			return nil, err
+		}
+	}
+	return claims, nil
+}
+
+// DeleteDomain removes a domain, its records and its private keys, and leaves
+// tombstones of its host labels. It returns the revision of the deletion, or
+// ErrDomainNotFound, or ErrConflict if d is not the domain as it stands.
+func (s *Store) DeleteDomain(ctx context.Context, d Domain, now time.Time) (int64, error) {
+	zone, domainKey := string(d.Zone), schema.DomainKey(d.Brand, string(d.Name))
+	tombstone, err := claim{brand: d.Brand, domain: d.Name, deleteTime: now}.marshal()
+	if err != nil {
+		return 0, fmt.Errorf("tombstone of %s: %w", d.Name, err)
+	}
+	ops := []clientv3.Op{
+		clientv3.OpDelete(domainKey),
+		touchApex(zone),
+		clientv3.OpDelete(schema.SealedKeyPrefix(d.Brand, string(d.Name)), clientv3.WithPrefix()),
+	}
+	labels := []dnsname.HostLabel{d.HostLabel}
+	for _, k := range d.Keys {
+		if !k.Published() {
+			continue
+		}
+		key, err := recordKey(d, k.Selector)
+		if err != nil {
+			return 0, err
+		}
+		ops = append(ops, clientv3.OpDelete(key), clientv3.OpDelete(schema.FingerprintKey(zone, k.Fingerprint[:])))
+		for _, l := range dnsname.ShadowLabels(k.Selector, d.HostLabel) {
+			if !slices.Contains(labels, l) {
+				labels = append(labels, l)
+			}
+		}
+	}
+	for _, l := range labels {
+		ops = append(ops, clientv3.OpPut(schema.LabelKey(zone, string(l)), string(tombstone)))
+	}
+	resp, err := s.txn(ctx, []clientv3.Cmp{unchanged(domainKey, d.Revision)}, ops, []clientv3.Op{clientv3.OpGet(domainKey)})
+	if err != nil {
+		return 0, err
+	}
+	if !resp.Succeeded {
+		return 0, missingOrConflict(resp, 0, fmt.Errorf("%w: %s", ErrDomainNotFound, d.Name))
+	}
+	return resp.Header.Revision, nil
+}
+
+func newSelectors(publish []Publication) []dnsname.Selector {
+	var selectors []dnsname.Selector
+	for _, p := range publish {
+		if p.New {
+			selectors = append(selectors, p.Key.Selector)
+		}
+	}
+	return selectors
+}
+
+func recordKey(d Domain, sel dnsname.Selector) (string, error) {
+	relative, err := dnsname.RelativeOwnerName(sel, d.HostLabel)
+	if err != nil {
+		return "", fmt.Errorf("owner name: %w", err)
+	}
+	return schema.RecordKey(string(d.Zone), relative), nil
+}

@@ -1,0 +1,369 @@
+// Package keystoretest has an in-memory stand-in for etcd and the conformance
+// suite that it and a real etcd both pass.
+package keystoretest
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+)
+
+// Fake keeps keys in memory with etcd's semantics, as far as keystore needs
+// them: revisions, transactions, ranges at a past revision, watches and
+// compaction. It is safe for concurrent use.
+type Fake struct {
+	clientv3.KV
+
+	mu        sync.Mutex
+	revision  int64
+	compacted int64
+	live      map[string]*mvccpb.KeyValue
+	history   []*clientv3.Event // of all revisions, in order
+	changed   chan struct{}     // closed and replaced at each change
+	fail      error
+}
+
+// NewFake returns an empty Fake. Like a new etcd it stands at revision 1.
+func NewFake() *Fake {
+	f := &Fake{revision: 1, live: make(map[string]*mvccpb.KeyValue), changed: make(chan struct{})}
+	f.KV = clientv3.NewKVFromKVClient(remote{f}, nil)
+	return f
+}
+
+// SetError makes every call fail with err until it is set to nil; running
+// watches are not touched.
+func (f *Fake) SetError(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail = err
+}
+
+// Forget compacts the history up to revision.
+func (f *Fake) Forget(revision int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.compacted = revision
+	f.wake()
+}
+
+// Dump returns all keys and values.
+func (f *Fake) Dump() map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make(map[string]string, len(f.live))
+	for k, kv := range f.live {
+		all[k] = string(kv.Value)
+	}
+	return all
+}
+
+// Watch sends changes as etcd does, one response per revision.
+func (f *Fake) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	op := clientv3.OpGet(key, opts...)
+	out := make(chan clientv3.WatchResponse)
+	go f.watch(ctx, op.KeyBytes(), op.RangeBytes(), op.Rev(), out)
+	return out
+}
+
+func (f *Fake) watch(ctx context.Context, from, end []byte, next int64, out chan<- clientv3.WatchResponse) {
+	defer close(out)
+	for {
+		f.mu.Lock()
+		if next == 0 {
+			next = f.revision + 1
+		}
+		resp := clientv3.WatchResponse{Header: &pb.ResponseHeader{Revision: f.revision}}
+		if next <= f.compacted {
+			resp.CompactRevision, resp.Canceled = f.compacted, true
+		} else {
+			for _, ev := range f.history {
+				if ev.Kv.ModRevision < next || !inRange(ev.Kv.Key, from, end) {
+					continue
+				}
+				if len(resp.Events) > 0 && resp.Events[0].Kv.ModRevision != ev.Kv.ModRevision {
+					break
+				}
+				resp.Events = append(resp.Events, ev)
+			}
+		}
+		changed := f.changed
+		f.mu.Unlock()
+
+		if len(resp.Events) == 0 && !resp.Canceled {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		if len(resp.Events) > 0 {
+			next = resp.Events[0].Kv.ModRevision + 1
+		}
+		select {
+		case out <- resp:
+		case <-ctx.Done():
+			return
+		}
+		if resp.Canceled {
+			return
+		}
+	}
+}
+
+func (f *Fake) wake() {
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// at returns the keys in a range as they stood at a revision, in key order.
+func (f *Fake) at(from, end []byte, revision int64) ([]*mvccpb.KeyValue, error) {
+	live := f.live
+	switch {
+	case revision > f.revision:
+		return nil, rpctypes.ErrGRPCFutureRev
+	case revision > 0 && revision < f.compacted:
+		return nil, rpctypes.ErrGRPCCompacted
+	case revision > 0 && revision < f.revision:
+		live = make(map[string]*mvccpb.KeyValue)
+		for _, ev := range f.history {
+			if ev.Kv.ModRevision > revision {
+				break
+			}
+			if ev.Type == clientv3.EventTypeDelete {
+				delete(live, string(ev.Kv.Key))
+			} else {
+				live[string(ev.Kv.Key)] = ev.Kv
+			}
+		}
+	}
+	var kvs []*mvccpb.KeyValue
+	for _, kv := range live {
+		if inRange(kv.Key, from, end) {
+			kvs = append(kvs, kv)
+		}
+	}
+	slices.SortFunc(kvs, func(a, b *mvccpb.KeyValue) int { return bytes.Compare(a.Key, b.Key) })
+	return kvs, nil
+}
+
+func inRange(key, from, end []byte) bool {
+	if len(end) == 0 {
+		return bytes.Equal(key, from)
+	}
+	return bytes.Compare(key, from) >= 0 && (bytes.Equal(end, []byte{0}) || bytes.Compare(key, end) < 0)
+}
+
+func (f *Fake) readRange(r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	kvs, err := f.at(r.Key, r.RangeEnd, r.Revision)
+	if err != nil {
+		return nil, err
+	}
+	if r.SortOrder == pb.RangeRequest_DESCEND {
+		slices.Reverse(kvs)
+	}
+	resp := &pb.RangeResponse{Header: &pb.ResponseHeader{Revision: f.revision}, Count: int64(len(kvs))}
+	if r.Limit > 0 && int64(len(kvs)) > r.Limit {
+		kvs, resp.More = kvs[:r.Limit], true
+	}
+	for _, kv := range kvs {
+		kv = proto.CloneOf(kv)
+		if r.KeysOnly {
+			kv.Value = nil
+		}
+		resp.Kvs = append(resp.Kvs, kv)
+	}
+	return resp, nil
+}
+
+func (f *Fake) holds(c *pb.Compare) bool {
+	kvs, _ := f.at(c.Key, c.RangeEnd, 0)
+	if len(kvs) == 0 {
+		if c.Target == pb.Compare_VALUE {
+			return false
+		}
+		kvs = []*mvccpb.KeyValue{{}}
+	}
+	for _, kv := range kvs {
+		var sign int
+		switch c.Target {
+		case pb.Compare_VALUE:
+			sign = bytes.Compare(kv.Value, c.GetValue())
+		case pb.Compare_CREATE:
+			sign = compare(kv.CreateRevision, c.GetCreateRevision())
+		case pb.Compare_MOD:
+			sign = compare(kv.ModRevision, c.GetModRevision())
+		case pb.Compare_VERSION:
+			sign = compare(kv.Version, c.GetVersion())
+		}
+		var ok bool
+		switch c.Result {
+		case pb.Compare_EQUAL:
+			ok = sign == 0
+		case pb.Compare_NOT_EQUAL:
+			ok = sign != 0
+		case pb.Compare_GREATER:
+			ok = sign > 0
+		case pb.Compare_LESS:
+			ok = sign < 0
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func compare(a, b int64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+func (f *Fake) put(r *pb.PutRequest, revision int64) {
+	kv := &mvccpb.KeyValue{Key: r.Key, Value: r.Value, CreateRevision: revision, ModRevision: revision, Version: 1}
+	if old := f.live[string(r.Key)]; old != nil {
+		kv.CreateRevision, kv.Version = old.CreateRevision, old.Version+1
+		if r.IgnoreValue {
+			kv.Value = old.Value
+		}
+	}
+	f.live[string(r.Key)] = kv
+	f.history = append(f.history, &clientv3.Event{Type: clientv3.EventTypePut, Kv: kv})
+}
+
+func (f *Fake) deleteRange(r *pb.DeleteRangeRequest, revision int64) int64 {
+	kvs, _ := f.at(r.Key, r.RangeEnd, 0)
+	for _, kv := range kvs {
+		delete(f.live, string(kv.Key))
+		gone := &mvccpb.KeyValue{Key: kv.Key, ModRevision: revision}
+		f.history = append(f.history, &clientv3.Event{Type: clientv3.EventTypeDelete, Kv: gone})
+	}
+	return int64(len(kvs))
+}
+
+// check refuses what etcd refuses: a put that keeps the value of a missing key,
+// a key written twice in one transaction, too many operations.
+func (f *Fake) check(r *pb.TxnRequest) error {
+	const maxTxnOps = 128
+	if len(r.Compare) > maxTxnOps || len(r.Success) > maxTxnOps || len(r.Failure) > maxTxnOps {
+		return rpctypes.ErrGRPCTooManyOps
+	}
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		written := make(map[string]bool)
+		for _, op := range ops {
+			put := op.GetRequestPut()
+			if put == nil {
+				continue
+			}
+			if written[string(put.Key)] {
+				return rpctypes.ErrGRPCDuplicateKey
+			}
+			written[string(put.Key)] = true
+			for _, other := range ops {
+				if del := other.GetRequestDeleteRange(); del != nil && inRange(put.Key, del.Key, del.RangeEnd) {
+					return rpctypes.ErrGRPCDuplicateKey
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// remote is the Fake as clientv3's wrapper of a KV service sees it.
+type remote struct{ *Fake }
+
+func (r remote) Range(_ context.Context, in *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fail != nil {
+		return nil, r.fail
+	}
+	return r.readRange(in)
+}
+
+func (r remote) Txn(_ context.Context, in *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fail != nil {
+		return nil, r.fail
+	}
+	if err := r.check(in); err != nil {
+		return nil, err
+	}
+	resp := &pb.TxnResponse{Succeeded: true}
+	ops := in.Success
+	for _, c := range in.Compare {
+		if !r.holds(c) {
+			resp.Succeeded, ops = false, in.Failure
+			break
+		}
+	}
+	for _, op := range ops {
+		if put := op.GetRequestPut(); put != nil && put.IgnoreValue && r.live[string(put.Key)] == nil {
+			return nil, rpctypes.ErrGRPCKeyNotFound
+		}
+	}
+	next, wrote := r.revision+1, false
+	for _, op := range ops {
+		switch {
+		case op.GetRequestRange() != nil:
+			got, err := r.readRange(op.GetRequestRange())
+			if err != nil {
+				return nil, err
+			}
+			resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: got}})
+		case op.GetRequestPut() != nil:
+			r.put(op.GetRequestPut(), next)
+			wrote = true
+			resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: &pb.PutResponse{}}})
+		case op.GetRequestDeleteRange() != nil:
+			n := r.deleteRange(op.GetRequestDeleteRange(), next)
+			wrote = wrote || n > 0
+			resp.Responses = append(resp.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: &pb.DeleteRangeResponse{Deleted: n}}})
+		}
+	}
+	if wrote {
+		r.revision = next
+		r.wake()
+	}
+	resp.Header = &pb.ResponseHeader{Revision: r.revision}
+	return resp, nil
+}
+
+func (r remote) Put(ctx context.Context, in *pb.PutRequest, _ ...grpc.CallOption) (*pb.PutResponse, error) {
+	resp, err := r.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: in}}}})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.PutResponse{Header: resp.Header}, nil
+}
+
+func (r remote) DeleteRange(ctx context.Context, in *pb.DeleteRangeRequest, _ ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
+	resp, err := r.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestDeleteRange{RequestDeleteRange: in}}}})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Responses[0].GetResponseDeleteRange(), nil
+}
+
+func (r remote) RangeStream(context.Context, *pb.RangeRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
+	return nil, rpctypes.ErrGRPCNotCapable
+}
+
+func (r remote) Compact(_ context.Context, in *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
+	r.Fake.Forget(in.Revision)
+	return &pb.CompactionResponse{}, nil
+}

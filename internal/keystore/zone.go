@@ -1,0 +1,177 @@
+package keystore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/schema"
+)
+
+// Zone is a hosting zone as stored.
+type Zone struct {
+	Name dnsname.Zone
+	schema.Apex
+	// Revision is the store revision of the last change of anything the zone
+	// serves; it is also where the SOA serial comes from.
+	Revision int64
+
+	stored string // the value it was read as
+}
+
+// ETag changes with the zone's settings, and not with its records.
+func (z Zone) ETag() string {
+	sum := sha256.Sum256([]byte(z.stored))
+	return hex.EncodeToString(sum[:8])
+}
+
+// CreateZone stores a new zone. It returns ErrZoneExists.
+func (s *Store) CreateZone(ctx context.Context, z Zone) (Zone, error) {
+	value, err := z.Marshal()
+	if err != nil {
+		return Zone{}, fmt.Errorf("zone %s: %w", z.Name, err)
+	}
+	key := schema.ApexKey(string(z.Name))
+	resp, err := s.txn(ctx, []clientv3.Cmp{absent(key)}, []clientv3.Op{clientv3.OpPut(key, string(value))}, nil)
+	if err != nil {
+		return Zone{}, err
+	}
+	if !resp.Succeeded {
+		return Zone{}, fmt.Errorf("%w: %s", ErrZoneExists, z.Name)
+	}
+	z.Revision, z.stored = resp.Header.Revision, string(value)
+	return z, nil
+}
+
+// Zone reads a zone. It returns ErrZoneNotFound.
+func (s *Store) Zone(ctx context.Context, name dnsname.Zone) (Zone, error) {
+	kv, err := s.getOne(ctx, schema.ApexKey(string(name)), fmt.Errorf("%w: %s", ErrZoneNotFound, name))
+	if err != nil {
+		return Zone{}, err
+	}
+	return zoneFrom(kv)
+}
+
+// Zones lists up to limit zones whose names follow after, in order of name. An
+// installation has few zones: their records lie between their apex keys, so the
+// list asks for each in turn.
+func (s *Store) Zones(ctx context.Context, after dnsname.Zone, limit int) (zones []Zone, more bool, err error) {
+	from := schema.PubPrefix
+	if after != "" {
+		from = pastZone(after)
+	}
+	end := clientv3.GetPrefixRangeEnd(schema.PubPrefix)
+	for {
+		resp, err := s.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(1))
+		if err != nil {
+			return nil, false, err
+		}
+		if len(resp.Kvs) == 0 {
+			return zones, false, nil
+		}
+		if len(zones) == limit {
+			return zones, true, nil
+		}
+		name, _, apex, ok := schema.ParsePubKey(string(resp.Kvs[0].Key))
+		if !ok {
+			return nil, false, fmt.Errorf("%w: key %q below %s", schema.ErrCorrupt, resp.Kvs[0].Key, schema.PubPrefix)
+		}
+		if apex {
+			z, err := zoneFrom(resp.Kvs[0])
+			if err != nil {
+				return nil, false, err
+			}
+			zones = append(zones, z)
+		}
+		from = pastZone(dnsname.Zone(name))
+	}
+}
+
+// pastZone is the first key that can follow all keys of the zone.
+func pastZone(name dnsname.Zone) string {
+	return clientv3.GetPrefixRangeEnd(schema.ZonePrefix(string(name)))
+}
+
+// UpdateZone replaces a zone's settings, if they are still those z was read
+// with. It returns ErrZoneNotFound and ErrConflict.
+func (s *Store) UpdateZone(ctx context.Context, z Zone) (Zone, error) {
+	value, err := z.Marshal()
+	if err != nil {
+		return Zone{}, fmt.Errorf("zone %s: %w", z.Name, err)
+	}
+	key := schema.ApexKey(string(z.Name))
+	resp, err := s.txn(ctx,
+		[]clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", z.stored)},
+		[]clientv3.Op{clientv3.OpPut(key, string(value))},
+		[]clientv3.Op{clientv3.OpGet(key)})
+	if err != nil {
+		return Zone{}, err
+	}
+	if !resp.Succeeded {
+		return Zone{}, missingOrConflict(resp, 0, fmt.Errorf("%w: %s", ErrZoneNotFound, z.Name))
+	}
+	z.Revision, z.stored = resp.Header.Revision, string(value)
+	return z, nil
+}
+
+// DeleteZone removes a zone and its tombstones, if its settings are still those
+// z was read with. It returns ErrZoneInUse while a brand refers to it,
+// ErrZoneNotFound and ErrConflict.
+func (s *Store) DeleteZone(ctx context.Context, z Zone) error {
+	resp, err := s.get(ctx, schema.BrandPrefix(), clientv3.WithPrefix())
+	if err != nil {
+		return err
+	}
+	for _, kv := range resp.Kvs {
+		b, err := brandFrom(kv)
+		if err != nil {
+			return err
+		}
+		if b.Zone == z.Name {
+			return fmt.Errorf("%w: %s by %s", ErrZoneInUse, z.Name, b.Name)
+		}
+	}
+	name := string(z.Name)
+	key := schema.ApexKey(name)
+	// No brand written since it was looked at, and no record left.
+	noNewBrand := clientv3.Compare(clientv3.ModRevision(schema.BrandPrefix()), "<", resp.Header.Revision+1).WithPrefix()
+	tresp, err := s.txn(ctx,
+		[]clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", z.stored), noneUnder(schema.RecordPrefix(name)), noNewBrand},
+		[]clientv3.Op{
+			clientv3.OpDelete(key),
+			clientv3.OpDelete(schema.LabelPrefix(name), clientv3.WithPrefix()),
+			clientv3.OpDelete(schema.FingerprintPrefix(name), clientv3.WithPrefix()),
+		},
+		[]clientv3.Op{clientv3.OpGet(key)})
+	if err != nil {
+		return err
+	}
+	if !tresp.Succeeded {
+		return missingOrConflict(tresp, 0, fmt.Errorf("%w: %s", ErrZoneNotFound, z.Name))
+	}
+	return nil
+}
+
+// missingOrConflict tells, for a failed transaction whose i-th read was of the
+// thing itself, whether it is gone or was changed.
+func missingOrConflict(resp *clientv3.TxnResponse, i int, missing error) error {
+	if readAt(resp, i) == nil {
+		return missing
+	}
+	return ErrConflict
+}
+
+func zoneFrom(kv *mvccpb.KeyValue) (Zone, error) {
+	name := strings.TrimSuffix(strings.TrimPrefix(string(kv.Key), schema.PubPrefix), "/apex")
+	apex, err := schema.UnmarshalApex(kv.Value)
+	if err != nil {
+		return Zone{}, fmt.Errorf("zone %s: %w", name, err)
+	}
+	return Zone{Name: dnsname.Zone(name), Apex: apex, Revision: kv.ModRevision, stored: string(kv.Value)}, nil
+}

@@ -1,0 +1,162 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/dkimzone/dkimzone/internal/dkimrecord"
+	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/keypair"
+	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/rotation"
+)
+
+// ErrorDomain is the domain of every ErrorInfo.
+const ErrorDomain = "dkimzone"
+
+// retryAfter is what RetryInfo tells a caller to wait when the store is away.
+const retryAfter = time.Second
+
+// fail is a rejection: a code, a reason for programs, a message for people, and
+// pairs of metadata.
+func fail(code codes.Code, reason, message string, metadata ...string) error {
+	return failWith(code, reason, message, nil, metadata...)
+}
+
+// invalid is a rejection of one field of the request.
+func invalid(field, reason, message string, metadata ...string) error {
+	violation := &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+		{Field: field, Description: message, Reason: reason},
+	}}
+	return failWith(codes.InvalidArgument, reason, field+": "+message, violation, metadata...)
+}
+
+func failWith(code codes.Code, reason, message string, detail protoadapt.MessageV1, metadata ...string) error {
+	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain}
+	for i := 0; i+1 < len(metadata); i += 2 {
+		if info.Metadata == nil {
+			info.Metadata = make(map[string]string)
+		}
+		info.Metadata[metadata[i]] = metadata[i+1]
+	}
+	details := []protoadapt.MessageV1{info}
+	if detail != nil {
+		details = append(details, detail)
+	}
+	st, err := status.New(code, message).WithDetails(details...)
+	if err != nil {
+		return fmt.Errorf("details of %s: %w", reason, err)
+	}
+	return st.Err()
+}
+
+// storeFailure turns a failure of the store into a rejection. Errors it does not
+// know go on as they are: the interceptor logs them and tells the caller
+// nothing but INTERNAL.
+func storeFailure(err error) error {
+	var claim *keystore.ClaimError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &claim):
+		return claimFailure(claim)
+	case errors.Is(err, keystore.ErrZoneNotFound):
+		return fail(codes.NotFound, "ZONE_NOT_FOUND", err.Error()+"; list zones, or create it first")
+	case errors.Is(err, keystore.ErrZoneExists):
+		return fail(codes.AlreadyExists, "ZONE_EXISTS", err.Error()+"; use UpdateZone to change it")
+	case errors.Is(err, keystore.ErrZoneInUse):
+		return fail(codes.FailedPrecondition, "ZONE_IN_USE", err.Error()+"; delete its brands first")
+	case errors.Is(err, keystore.ErrBrandNotFound):
+		return fail(codes.NotFound, "BRAND_NOT_FOUND", err.Error()+"; create it first")
+	case errors.Is(err, keystore.ErrBrandExists):
+		return fail(codes.AlreadyExists, "BRAND_EXISTS", err.Error()+"; choose another name")
+	case errors.Is(err, keystore.ErrBrandNotEmpty):
+		return fail(codes.FailedPrecondition, "BRAND_NOT_EMPTY", err.Error()+"; delete them first")
+	case errors.Is(err, keystore.ErrDomainNotFound):
+		return fail(codes.NotFound, "DOMAIN_NOT_FOUND", err.Error()+" in this brand; provision it first")
+	case errors.Is(err, keystore.ErrKeyNotFound):
+		return fail(codes.NotFound, "KEY_NOT_FOUND", err.Error())
+	case errors.Is(err, keystore.ErrConflict):
+		return fail(codes.Aborted, "CONFLICT", "it is being changed by others at the same time; try again")
+	case errors.Is(err, keystore.ErrUnavailable):
+		return failWith(codes.Unavailable, "STORE_UNAVAILABLE",
+			"the store does not answer; try again. If this was a change, look first whether it happened",
+			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})
+	case errors.Is(err, context.Canceled):
+		return status.FromContextError(context.Canceled).Err()
+	}
+	return err
+}
+
+func claimFailure(e *keystore.ClaimError) error {
+	meta := []string{"domain", string(e.Domain), "zone", string(e.Zone)}
+	if e.Selector != "" {
+		meta = append(meta, "selector", string(e.Selector))
+	}
+	switch e.Reason {
+	case keystore.ClaimedByOtherBrand:
+		return fail(codes.AlreadyExists, "DOMAIN_CLAIMED", e.Error()+"; it must be deleted there first", meta...)
+	case keystore.ReservedForBrand:
+		return fail(codes.FailedPrecondition, "DOMAIN_RESERVED", e.Error()+"; only that brand can provision it again", meta...)
+	case keystore.LabelsTaken:
+		return fail(codes.FailedPrecondition, "HOST_LABEL_TAKEN", e.Error()+"; host it in another zone", meta...)
+	case keystore.SelectorTaken:
+		return fail(codes.FailedPrecondition, "SELECTOR_CONFLICT", e.Error()+"; choose a selector without dashes", meta...)
+	case keystore.SelectorDoesNotFit:
+		return fail(codes.FailedPrecondition, "SELECTOR_TOO_LONG", e.Error()+"; choose a shorter selector", meta...)
+	case keystore.PublicKeyUsedElsewhere:
+		return fail(codes.AlreadyExists, "KEY_PUBLISHED", e.Error()+"; a key must not stand under two names, make one of its own", meta...)
+	}
+	return e
+}
+
+// nameFailure turns an error of dnsname into a rejection of a field.
+func nameFailure(field, reason string, err error) error {
+	var e *dnsname.InvalidError
+	if errors.As(err, &e) {
+		return invalid(field, reason, e.Error(), "detail", string(e.Reason))
+	}
+	return err
+}
+
+// publicKeyFailure turns an error of keypair.ParsePublicKey into a rejection.
+func publicKeyFailure(field string, err error) error {
+	var e *keypair.InvalidError
+	if errors.As(err, &e) {
+		reason := "INVALID_PUBLIC_KEY"
+		switch e.Reason {
+		case keypair.ReasonPrivateKey:
+			reason = "PRIVATE_KEY_GIVEN"
+		case keypair.ReasonBadKeySize:
+			reason = "KEY_SIZE_REFUSED"
+		}
+		return invalid(field, reason, e.Error(), "detail", string(e.Reason))
+	}
+	var r *dkimrecord.InvalidError
+	if errors.As(err, &r) {
+		return invalid(field, "INVALID_PUBLIC_KEY", r.Error(), "detail", string(r.Reason))
+	}
+	return err
+}
+
+// rotationFailure turns an error of rotation into a rejection.
+func rotationFailure(err error) error {
+	var standby *rotation.NoStandbyError
+	switch {
+	case errors.As(err, &standby):
+		return fail(codes.FailedPrecondition, "NO_STANDBY_KEY",
+			err.Error()+"; a rotation needs a PREPARED key, wait until the retiring one has been withdrawn and its selector holds a new key",
+			"algorithm", standby.Algorithm.String())
+	case errors.Is(err, rotation.ErrNothingToRotate):
+		return fail(codes.FailedPrecondition, "NO_STANDBY_KEY", err.Error()+"; provision it first")
+	}
+	return err
+}

@@ -1,0 +1,85 @@
+package service
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/authz"
+)
+
+// callTimeout bounds a unary call whose caller set no deadline. Generating
+// several RSA-4096 keys on a busy machine takes a while.
+const callTimeout = 2 * time.Minute
+
+// UnaryInterceptor lets only those calls through whose caller is known and
+// allowed, and sees to it that no internal error leaves the process.
+func UnaryInterceptor(logger *slog.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+		defer func() { err = outward(ctx, logger, info.FullMethod, recover(), err) }()
+		if err := authorize(ctx, info.FullMethod); err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		return handler(ctx, req)
+	}
+}
+
+// StreamInterceptor is UnaryInterceptor for streams, which may last.
+func StreamInterceptor(logger *slog.Logger) grpc.StreamServerInterceptor {
+	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+		defer func() { err = outward(stream.Context(), logger, info.FullMethod, recover(), err) }()
+		if err := authorize(stream.Context(), info.FullMethod); err != nil {
+			return err
+		}
+		return handler(srv, stream)
+	}
+}
+
+func authorize(ctx context.Context, method string) error {
+	id, err := authn.FromPeer(ctx)
+	if err != nil {
+		return fail(codes.Unauthenticated, "UNAUTHENTICATED", err.Error()+"; present a certificate that this installation's CA issued for a role")
+	}
+	if !authz.Allowed(id, method) {
+		return fail(codes.PermissionDenied, "PERMISSION_DENIED", id.String()+" may not call "+method)
+	}
+	return nil
+}
+
+// outward is the error that a caller sees. Rejections pass; anything else is
+// logged here, and only here, and becomes INTERNAL.
+func outward(ctx context.Context, logger *slog.Logger, method string, panicked any, err error) error {
+	if panicked != nil {
+		logger.LogAttrs(ctx, slog.LevelError, "call panicked",
+			slog.String("method", method), slog.Any("panic", panicked), slog.String("stack", string(debug.Stack())))
+		return internal()
+	}
+	if err == nil {
+		return nil
+	}
+	if st, ok := status.FromError(err); ok {
+		for _, d := range st.Details() {
+			if _, ok := d.(*errdetails.ErrorInfo); ok {
+				return err
+			}
+		}
+	}
+	if ctx.Err() != nil { // the caller is gone or its time is up
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	logger.LogAttrs(ctx, slog.LevelError, "call failed", slog.String("method", method), slog.Any("error", err))
+	return internal()
+}
+
+func internal() error {
+	return fail(codes.Internal, "INTERNAL", "the service failed; its log says why")
+}

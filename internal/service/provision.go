@@ -1,0 +1,310 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/keypair"
+	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/rotation"
+	"github.com/dkimzone/dkimzone/internal/schema"
+)
+
+const (
+	maxSelectors = 12
+	// maxSelectorDashes bounds the claims a selector needs (dnsname.ShadowLabels)
+	// and with it the size of a transaction.
+	maxSelectorDashes = 4
+	// minPerAlgorithm is how many selectors keys need to take turns.
+	minPerAlgorithm = 2
+)
+
+var defaultSelectors = []dnsname.Selector{"selector1", "selector2"}
+
+// wish is a checked ProvisionDomainRequest.
+type wish struct {
+	name      domainName
+	selectors []keystore.Selector // as asked, Algorithm 0 where unnamed; nil: whatever is there, or the default
+	algorithm keypair.Algorithm   // 0: unnamed
+	testing   bool
+	ttl       int32
+}
+
+// ProvisionDomain implements dkim.v1.KeyManagement.
+func (s *Service) ProvisionDomain(ctx context.Context, req *dkimv1.ProvisionDomainRequest) (*dkimv1.Domain, error) {
+	w, err := parseWish(req)
+	if err != nil {
+		return nil, err
+	}
+	zone, err := s.zoneOfBrand(ctx, w.name.brand)
+	if err != nil {
+		return nil, err
+	}
+	ttl, err := parseTTL(w.ttl, zone.RecordTTL)
+	if err != nil {
+		return nil, err
+	}
+	made := make(map[keystore.Selector]*keypair.KeyPair) // kept when the change is computed anew
+	d, err := s.changeDomain(ctx, w.name, zone, func(d keystore.Domain) (*keystore.Change, error) {
+		missing, err := plan(&d, w)
+		if err != nil || len(missing) == 0 {
+			return nil, err
+		}
+		if err := s.makeKeys(ctx, missing, made); err != nil {
+			return nil, err
+		}
+		return s.provisioning(ctx, d, missing, made, ttl, w.testing)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return domainMessage(d)
+}
+
+func parseWish(req *dkimv1.ProvisionDomainRequest) (wish, error) {
+	w := wish{testing: req.GetTesting(), ttl: req.GetTtlSeconds()}
+	var err error
+	if w.name, err = parseDomainName("name", req.GetName()); err != nil {
+		return wish{}, err
+	}
+	if w.algorithm, err = parseAlgorithm("algorithm", req.GetAlgorithm()); err != nil {
+		return wish{}, err
+	}
+	if _, err := parseTTL(w.ttl, 0); err != nil {
+		return wish{}, err
+	}
+	if n := len(req.GetSelectors()); n > maxSelectors {
+		return wish{}, invalid("selectors", "INVALID_SELECTOR", fmt.Sprintf("%d selectors given, at most %d are allowed", n, maxSelectors))
+	}
+	for i, spec := range req.GetSelectors() {
+		field := fmt.Sprintf("selectors[%d]", i)
+		sel, err := parseSelector(field+".selector", spec.GetSelector(), w.name.domain)
+		if err != nil {
+			return wish{}, err
+		}
+		if slices.ContainsFunc(w.selectors, func(s keystore.Selector) bool { return s.Selector == sel }) {
+			return wish{}, invalid(field+".selector", "INVALID_SELECTOR", fmt.Sprintf("%s is there twice", sel))
+		}
+		a, err := parseAlgorithm(field+".algorithm", spec.GetAlgorithm())
+		if err != nil {
+			return wish{}, err
+		}
+		w.selectors = append(w.selectors, keystore.Selector{Selector: sel, Algorithm: a})
+	}
+	return w, nil
+}
+
+func parseSelector(field, selector string, d dnsname.Domain) (dnsname.Selector, error) {
+	sel, err := dnsname.ParseSelector(selector)
+	if err != nil {
+		return "", nameFailure(field, "INVALID_SELECTOR", err)
+	}
+	if strings.Count(string(sel), "-") > maxSelectorDashes {
+		return "", invalid(field, "INVALID_SELECTOR", fmt.Sprintf("%s has more than %d dashes: choose a plainer one", sel, maxSelectorDashes))
+	}
+	if _, err := dnsname.AliasOwnerName(sel, d); err != nil {
+		return "", nameFailure(field, "INVALID_SELECTOR", err)
+	}
+	return sel, nil
+}
+
+// plan sets the managed selectors that d is to have and returns those that hold
+// no key yet.
+func plan(d *keystore.Domain, w wish) (missing []keystore.Selector, err error) {
+	asked := w.selectors
+	if asked == nil && len(d.Selectors) > 0 {
+		for _, s := range d.Selectors {
+			asked = append(asked, keystore.Selector{Selector: s.Selector})
+		}
+	} else if asked == nil {
+		for _, sel := range defaultSelectors {
+			asked = append(asked, keystore.Selector{Selector: sel})
+		}
+	}
+	for _, want := range asked {
+		named := want.Algorithm
+		if named == 0 {
+			named = w.algorithm
+		}
+		have := d.Selector(want.Selector)
+		if have == nil {
+			if k := d.KeyIn(want.Selector); k != nil {
+				return nil, selectorInUse(d, k)
+			}
+			if named == 0 {
+				named = keypair.RSA2048
+			}
+			d.Selectors = append(d.Selectors, keystore.Selector{Selector: want.Selector, Algorithm: named})
+			have = &d.Selectors[len(d.Selectors)-1]
+		} else if named != 0 && named != have.Algorithm {
+			return nil, fail(codes.FailedPrecondition, "ALGORITHM_DIFFERS", fmt.Sprintf(
+				"selector %s of %s is of algorithm %s, not %s: a selector keeps its algorithm, provision further selectors with the new one",
+				want.Selector, d.Name, have.Algorithm, named), "selector", string(want.Selector), "algorithm", have.Algorithm.String())
+		}
+		if d.KeyIn(want.Selector) == nil {
+			missing = append(missing, *have)
+		}
+	}
+	if len(missing) == 0 {
+		return nil, nil
+	}
+	if len(d.Selectors) > maxSelectors {
+		return nil, invalid("selectors", "INVALID_SELECTOR", fmt.Sprintf("%s would have %d selectors, at most %d are allowed", d.Name, len(d.Selectors), maxSelectors))
+	}
+	count := make(map[keypair.Algorithm]int)
+	for _, s := range d.Selectors {
+		count[s.Algorithm]++
+	}
+	for _, s := range d.Selectors {
+		if count[s.Algorithm] < minPerAlgorithm {
+			return nil, invalid("selectors", "INVALID_SELECTOR", fmt.Sprintf(
+				"%s would be the only selector of algorithm %s: keys take turns, give at least %d of each algorithm", s.Selector, s.Algorithm, minPerAlgorithm))
+		}
+	}
+	return missing, nil
+}
+
+func selectorInUse(d *keystore.Domain, k *keystore.Key) error {
+	what := "the service manages its keys"
+	if k.Custody == rotation.PublicOnly {
+		what = "it holds a published key made elsewhere; delete that key first"
+	}
+	return fail(codes.FailedPrecondition, "SELECTOR_IN_USE", fmt.Sprintf(
+		"selector %s of %s is in use: %s, or choose another selector", k.Selector, d.Name, what), "selector", string(k.Selector))
+}
+
+// makeKeys gets a key pair for each selector, all at the same time.
+func (s *Service) makeKeys(ctx context.Context, selectors []keystore.Selector, made map[keystore.Selector]*keypair.KeyPair) error {
+	type result struct {
+		selector keystore.Selector
+		key      *keypair.KeyPair
+		err      error
+	}
+	results := make(chan result)
+	waiting := 0
+	for _, sel := range selectors {
+		if made[sel] != nil {
+			continue
+		}
+		waiting++
+		go func() {
+			k, err := s.keys.Get(ctx, sel.Algorithm)
+			results <- result{sel, k, err}
+		}()
+	}
+	var failed error
+	for range waiting {
+		r := <-results
+		if r.err != nil {
+			failed = r.err
+			continue
+		}
+		made[r.selector] = r.key
+	}
+	switch {
+	case failed == nil:
+		return nil
+	case errors.Is(failed, context.DeadlineExceeded):
+		return fail(codes.DeadlineExceeded, "KEY_GENERATION_SLOW", "the deadline passed while waiting for a key to be generated; nothing was changed, try again with more time")
+	case errors.Is(failed, context.Canceled):
+		return storeFailure(context.Canceled)
+	}
+	return fmt.Errorf("generate key: %w", failed)
+}
+
+// provisioning is the change that puts a key into each of the selectors.
+func (s *Service) provisioning(ctx context.Context, d keystore.Domain, selectors []keystore.Selector, made map[keystore.Selector]*keypair.KeyPair, ttl uint32, testing bool) (*keystore.Change, error) {
+	now := s.now()
+	name := domainName{d.Brand, d.Name}
+	fresh := make([]rotation.Key, len(selectors))
+	for i, sel := range selectors {
+		fresh[i] = rotation.Key{ID: newKeyID(), Selector: sel.Selector, Algorithm: sel.Algorithm, Custody: rotation.Service}
+	}
+	present := make([]rotation.Key, len(d.Keys))
+	for i, k := range d.Keys {
+		present[i] = k.Key
+	}
+	change := &keystore.Change{Domain: d}
+	for i, life := range rotation.Start(fresh, present, now) {
+		pair := made[selectors[i]]
+		sealed, err := s.seal(ctx, d.Brand, name.key(life.ID), pair)
+		if err != nil {
+			return nil, err
+		}
+		k := keystore.Key{Key: life, TTL: ttl, Testing: testing, Fingerprint: fingerprint(pair.Public())}
+		change.Domain.Keys = append(change.Domain.Keys, k)
+		change.Publish = append(change.Publish, keystore.Publication{
+			Key: k, Record: s.record(pair.Public(), ttl, testing), Sealed: sealed, New: true,
+		})
+	}
+	return change, nil
+}
+
+func (s *Service) seal(ctx context.Context, brand, name string, pair *keypair.KeyPair) ([]byte, error) {
+	plaintext := pair.Marshal()
+	defer clear(plaintext)
+	sealed, err := s.sealer.Seal(ctx, brand, name, plaintext)
+	if err != nil {
+		// The brand's data key is in the store too.
+		return nil, storeFailure(fmt.Errorf("seal %s: %w", name, err))
+	}
+	return sealed, nil
+}
+
+func (s *Service) record(k keypair.PublicKey, ttl uint32, testing bool) schema.PublicRecord {
+	return schema.PublicRecord{
+		KeyType: k.Algorithm.KeyType(), PublicKey: k.Octets, Testing: testing, TTL: ttl, UpdateTime: s.now(),
+	}
+}
+
+func fingerprint(k keypair.PublicKey) [schema.FingerprintLen]byte {
+	sum := k.Fingerprint()
+	return [schema.FingerprintLen]byte(sum[:schema.FingerprintLen])
+}
+
+func (s *Service) zoneOfBrand(ctx context.Context, brand string) (keystore.Zone, error) {
+	b, err := s.store.Brand(ctx, brand)
+	if err != nil {
+		return keystore.Zone{}, storeFailure(err)
+	}
+	z, err := s.store.Zone(ctx, b.Zone)
+	return z, storeFailure(err)
+}
+
+// changeDomain reads a domain (or begins a new one), lets compute say what is to
+// change, and applies it; again if somebody else was faster. A nil change
+// leaves the domain as it is.
+func (s *Service) changeDomain(ctx context.Context, n domainName, zone keystore.Zone, compute func(keystore.Domain) (*keystore.Change, error)) (keystore.Domain, error) {
+	for range conflictRetries {
+		d, err := s.store.Domain(ctx, n.brand, n.domain)
+		if errors.Is(err, keystore.ErrDomainNotFound) {
+			d, err = keystore.Domain{Brand: n.brand, Name: n.domain, Zone: zone.Name, CreateTime: s.now()}, nil
+		}
+		if err != nil {
+			return keystore.Domain{}, storeFailure(err)
+		}
+		change, err := compute(d)
+		if err != nil {
+			return keystore.Domain{}, err
+		}
+		if change == nil {
+			return d, nil
+		}
+		change.Domain.UpdateTime = s.now()
+		stored, err := s.store.Apply(ctx, *change)
+		if err == nil {
+			return stored, nil
+		}
+		if !errors.Is(err, keystore.ErrConflict) {
+			return keystore.Domain{}, storeFailure(err)
+		}
+	}
+	return keystore.Domain{}, storeFailure(keystore.ErrConflict)
+}
