@@ -13,12 +13,9 @@ const maxUnmapped = utf8.UTFMax * MaxName
 
 const acePrefix = "xn--"
 
-// profile maps whole names. Dashes in the third and fourth place are left alone here, since plain names that have them
-// ("r3---sn.example") have nothing to do with IDNA.
+// profile maps as UTS #46 says for a look-up, non-transitional. Dashes are isALabel's to judge: in the third and fourth
+// place of a plain label they have nothing to do with IDNA ("r3---sn.example"), and idna counts octets.
 var profile = idna.New(idna.MapForLookup(), idna.Transitional(false), idna.BidiRule(), idna.CheckHyphens(false))
-
-// labelProfile judges single A-labels, including the dashes of what they stand for (RFC 5891 §5.4).
-var labelProfile = idna.New(idna.MapForLookup(), idna.Transitional(false), idna.BidiRule())
 
 // mapIDNA returns the A-label form of s. It is not ok if a label is not a valid IDNA label, or not written in the one
 // way that encodes it.
@@ -28,14 +25,27 @@ func mapIDNA(s string) (name string, ok bool) {
 		return "", false
 	}
 	for label := range strings.SplitSeq(name, ".") {
-		if !strings.HasPrefix(label, acePrefix) {
-			continue
-		}
-		if same, err := labelProfile.ToASCII(label); err != nil || same != label {
+		if strings.HasPrefix(label, acePrefix) && !isALabel(label) {
 			return "", false
 		}
 	}
 	return name, true
+}
+
+// isALabel reports whether label is what its Unicode form encodes to, and that form has no dash at either end or in
+// both the third and the fourth place (RFC 5891 §4.2.3.1).
+func isALabel(label string) bool {
+	unicode, err := profile.ToUnicode(label)
+	if err != nil {
+		return false
+	}
+	again, err := profile.ToASCII(unicode)
+	if err != nil || again != label {
+		return false
+	}
+	runes := []rune(unicode)
+	dash := func(i int) bool { return i < len(runes) && runes[i] == '-' }
+	return !dash(0) && !dash(len(runes)-1) && !(dash(2) && dash(3))
 }
 
 func isASCII(s string) bool {
