@@ -43,11 +43,13 @@ e2e: ## run the end-to-end tests only: separate processes on loopback
 fuzz: ## run every fuzz target in turn, each for FUZZTIME (20s)
 	@tools/fuzz.sh $(FUZZTIME)
 
-bench: $(TOOLS)/benchstat ## run the benchmarks that match BENCH, BENCHCOUNT times each, and summarise them
+bench: $(TOOLS)/benchstat ## run the benchmarks that match BENCH; with BENCHCOUNT over 1, summarise the runs
 	@mkdir -p build
-	@go test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) -p 1 \
-		$$(git grep -l --untracked '^func Benchmark' -- '*_test.go' | xargs -n 1 dirname | sort -u | sed 's|^|./|') >build/bench.txt || { cat build/bench.txt; exit 1; }
-	@$(TOOLS)/benchstat build/bench.txt
+	@{ go test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) -p 1 \
+		$$(git grep -l --untracked '^func Benchmark' -- '*_test.go' | xargs -n 1 dirname | sort -u | sed 's|^|./|'); \
+		echo $$? >build/bench.status; } | tee build/bench.txt
+	@[ "$$(cat build/bench.status)" = 0 ]
+	@[ $(BENCHCOUNT) -eq 1 ] || $(TOOLS)/benchstat build/bench.txt
 
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf $(TOOLS)/protodeps ## check Go code and .proto files
 	$(TOOLS)/golangci-lint run ./...
