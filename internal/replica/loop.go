@@ -1,0 +1,530 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/dkimzone/dkimzone/internal/schema"
+)
+
+const (
+	heartbeatInterval = 2 * time.Second
+	heartbeatTimeout  = 5 * time.Second
+	pageTimeout       = 30 * time.Second
+	hangTimeout       = 5 * time.Second // a watch that brings nothing of what etcd has
+	backoffMin        = 200 * time.Millisecond
+	backoffMax        = 10 * time.Second
+	heldRetryMin      = 5 * time.Second
+	heldRetryMax      = 5 * time.Minute
+)
+
+// What ends a session; a new one follows.
+var (
+	errWatchClosed = errors.New("etcd closed the watch")
+	errWatchHung   = errors.New("the watch brings nothing although etcd has changes")
+	errRenewed     = errors.New("new settings")
+	errMixed       = errors.New("the endpoints belong to several clusters")
+)
+
+// loop follows etcd. One goroutine owns it.
+type loop struct {
+	*Replica
+	persister *persister // nil without a file
+
+	apexKey      string
+	recordPrefix string
+
+	clusterID uint64
+	rev       int64 // all changes of etcd up to here are in the view
+	apexKV    *mvccpb.KeyValue
+	listed    bool // the view is a whole zone, if only an old one
+	hold      *hold
+	passes    uint16 // the mark of the latest pass
+	warned    map[string]bool
+	lost      bool // the failure was logged
+}
+
+// hold is a resync that waits for an operator.
+type hold struct {
+	rev       int64
+	clusterID uint64
+	delay     time.Duration
+	next      time.Time
+}
+
+func newLoop(r *Replica) *loop {
+	return &loop{
+		Replica: r, apexKey: schema.ApexKey(r.zone), recordPrefix: schema.RecordPrefix(r.zone),
+		warned: make(map[string]bool),
+	}
+}
+
+// restore takes over what the file says.
+func (l *loop) restore(m *meta) error {
+	l.clusterID, l.rev, l.listed = m.ClusterID, m.Revision, true
+	if len(m.Apex) > 0 {
+		apex, err := schema.UnmarshalApex(m.Apex)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errCorrupt, err)
+		}
+		l.apexKV = &mvccpb.KeyValue{Value: m.Apex, ModRevision: m.ApexRev}
+		l.apex.Store(&Apex{Apex: apex, Revision: m.ApexRev, Serial: schema.Serial(m.ApexRev)})
+	}
+	if m.Held {
+		l.hold = &hold{} // its revision is that of the next listing
+	}
+	l.confirm(m.Confirmed)
+	l.update(func(s *Status) {
+		s.State, s.Revision, s.ClusterID = Disconnected, l.rev, l.clusterID
+	})
+	return nil
+}
+
+// run follows etcd until ctx ends.
+func (l *loop) run(ctx context.Context) {
+	delay := backoffMin
+	for {
+		began := time.Now()
+		err := l.session(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > 2*heartbeatInterval {
+			delay = backoffMin
+		}
+		switch {
+		case errors.Is(err, errRenewed):
+			delay = backoffMin
+			continue
+		default:
+			l.disconnected(ctx, err)
+		}
+		t := time.NewTimer(jitter(delay))
+		select {
+		case <-ctx.Done():
+		case <-l.renewed:
+		case <-t.C:
+		}
+		t.Stop()
+		delay = min(2*delay, backoffMax)
+	}
+}
+
+// session is what happens between two failures.
+type session struct {
+	*loop
+	client    Client
+	interval  time.Duration
+	reconcile *time.Timer
+
+	watch       clientv3.WatchChan
+	cancelWatch context.CancelFunc
+	progress    time.Time // of the watch
+
+	pass       *pass
+	cancelPass context.CancelFunc
+
+	behind head // the first answer of etcd that has a change which the view has not
+}
+
+// session connects, lists if it must, and watches. It returns when it must
+// begin anew.
+func (l *loop) session(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	set := l.settings.Load()
+	s := &session{loop: l, client: set.client, interval: set.reconcile, cancelWatch: func() {}, cancelPass: func() {}}
+	defer func() { s.cancelWatch(); s.cancelPass() }()
+
+	h := s.head(ctx)
+	if h.err != nil {
+		return h.err
+	}
+	switch cause := s.resyncCause(h); {
+	case cause != "":
+		s.startPass(ctx, cause)
+	default:
+		s.startWatch(ctx)
+	}
+	if err := s.beat(h); err != nil {
+		return err
+	}
+
+	heads := make(chan head, 1)
+	beat := time.NewTimer(jitter(heartbeatInterval))
+	defer beat.Stop()
+	s.reconcile = time.NewTimer(jitter(s.interval))
+	defer s.reconcile.Stop()
+	for {
+		var pages chan page
+		if s.pass != nil && !s.pass.complete {
+			pages = s.pass.pages
+		}
+		var err error
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.renewed:
+			return errRenewed
+		case resp, ok := <-s.watch:
+			err = s.events(ctx, resp, ok)
+		case p := <-pages:
+			err = s.page(ctx, p)
+		case <-beat.C:
+			go func() { heads <- s.head(ctx) }()
+			continue
+		case h := <-heads:
+			beat.Reset(jitter(heartbeatInterval))
+			err = s.heartbeat(ctx, h)
+		case <-s.reconcile.C:
+			s.reconcile.Reset(jitter(s.interval))
+			if s.pass == nil && s.watch != nil {
+				s.startPass(ctx, CausePeriodic)
+			}
+			continue
+		}
+		if err == nil {
+			err = s.finish(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// head is what the zone object says about where etcd is.
+type head struct {
+	at        time.Time // when it was asked for
+	clusterID uint64
+	rev       int64
+	kv        *mvccpb.KeyValue // nil: there is no zone
+	err       error
+}
+
+func (s *session) head(ctx context.Context) head {
+	at := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
+	defer cancel()
+	resp, err := s.client.Get(ctx, s.apexKey)
+	if err != nil {
+		return head{err: err}
+	}
+	h := head{at: at, clusterID: resp.Header.GetClusterId(), rev: resp.Header.GetRevision()}
+	if len(resp.Kvs) > 0 {
+		h.kv = resp.Kvs[0]
+	}
+	return h
+}
+
+// resyncCause is why the zone must be listed, or empty if a watch will do.
+func (l *loop) resyncCause(h head) Cause {
+	switch {
+	case !l.listed:
+		return CauseStart
+	case h.clusterID != l.clusterID:
+		return CauseCluster
+	case h.rev < l.rev:
+		return CauseRevision
+	case l.hold != nil:
+		return CauseHeld
+	}
+	return ""
+}
+
+// heartbeat judges what a head says about the watch.
+func (s *session) heartbeat(ctx context.Context, h head) error {
+	if h.err != nil {
+		// The watch may still be alive, or come back by itself.
+		s.disconnected(ctx, h.err)
+		return nil
+	}
+	if s.pass != nil && s.pass.resync {
+		return nil // the listing has its own deadlines, and knows more when it is done
+	}
+	if s.hold != nil {
+		s.state(Held)
+		if time.Now().After(s.hold.next) || s.hold.accepted(h.kv) {
+			s.startPass(ctx, CauseHeld)
+		}
+		return nil
+	}
+	if cause := s.resyncCause(h); cause != "" {
+		s.startPass(ctx, cause)
+		return nil
+	}
+	return s.beat(h)
+}
+
+// beat compares the view with etcd's latest change of the zone.
+func (s *session) beat(h head) error {
+	if s.watch == nil {
+		return nil
+	}
+	missing := h.kv != nil && h.kv.ModRevision > s.rev ||
+		h.kv == nil && s.apexKV != nil && s.apexKV.ModRevision <= h.rev
+	if !missing {
+		// Every change of a zone touches its object, so there was none up to
+		// the revision of the answer.
+		s.advance(h.rev)
+		s.upToDate(h.at)
+		s.commit(false)
+		return nil
+	}
+	if s.behind.at.IsZero() {
+		s.behind = h
+	}
+	if time.Since(s.behind.at) > hangTimeout && time.Since(s.progress) > hangTimeout {
+		return errWatchHung
+	}
+	return nil
+}
+
+// upToDate notes that the view had all that etcd had at t.
+func (s *session) upToDate(t time.Time) {
+	s.behind = head{}
+	s.confirm(t)
+	if s.apexKV == nil {
+		s.state(Missing)
+	} else {
+		s.state(Synced)
+	}
+}
+
+func (s *session) startWatch(ctx context.Context) {
+	ctx, s.cancelWatch = context.WithCancel(ctx)
+	// Without a leader a cut-off member would keep the watch open for ever.
+	s.watch = s.client.Watch(clientv3.WithRequireLeader(ctx), schema.ZonePrefix(s.zone),
+		clientv3.WithPrefix(), clientv3.WithRev(s.rev+1))
+	s.progress, s.behind = time.Now(), head{}
+}
+
+func (s *session) stopWatch() {
+	s.cancelWatch()
+	s.watch = nil
+}
+
+// events applies what the watch brought, one revision at a time.
+func (s *session) events(ctx context.Context, resp clientv3.WatchResponse, ok bool) error {
+	if !ok {
+		return errWatchClosed
+	}
+	if err := resp.Err(); err != nil {
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			s.startPass(ctx, CauseCompacted)
+			return nil
+		}
+		return err
+	}
+	if id := resp.Header.GetClusterId(); id != s.clusterID {
+		s.startPass(ctx, CauseCluster)
+		return nil
+	}
+	s.progress = time.Now()
+	events := resp.Events
+	for len(events) > 0 {
+		rev := events[0].Kv.ModRevision
+		n := 1
+		for n < len(events) && events[n].Kv.ModRevision == rev {
+			n++
+		}
+		if rev > s.rev {
+			if s.deletesApex(events[:n]) {
+				// Not believed without a guard, and not half.
+				s.startPass(ctx, CauseDeleted)
+				break
+			}
+			if err := s.revision(ctx, rev, events[:n]); err != nil {
+				return err
+			}
+		}
+		events = events[n:]
+	}
+	if s.watch != nil && s.behind.kv != nil && s.rev >= s.behind.kv.ModRevision {
+		s.upToDate(s.behind.at)
+	}
+	s.commit(true)
+	return nil
+}
+
+func (l *loop) deletesApex(events []*clientv3.Event) bool {
+	for _, ev := range events {
+		if ev.Type == clientv3.EventTypeDelete && string(ev.Kv.Key) == l.apexKey {
+			return true
+		}
+	}
+	return false
+}
+
+// revision applies all changes of one revision.
+func (s *session) revision(ctx context.Context, rev int64, events []*clientv3.Event) error {
+	var apex *mvccpb.KeyValue
+	var written []time.Time
+	for _, ev := range events {
+		owner, isApex, ok := s.owner(ev.Kv.Key)
+		switch {
+		case !ok:
+			s.invalid(ctx, ev.Kv, errors.New("not a key of this version"))
+			continue
+		case isApex:
+			apex = ev.Kv
+			continue
+		}
+		if s.pass != nil {
+			s.pass.touched[string(owner)] = struct{}{}
+		}
+		if ev.Type == clientv3.EventTypeDelete {
+			s.view.remove(owner)
+			s.persister.note(owner)
+			continue
+		}
+		rec, err := schema.UnmarshalPublicRecord(ev.Kv.Value)
+		if err != nil {
+			s.invalid(ctx, ev.Kv, err) // the last good one stays
+			s.view.mark(owner, s.passes)
+			continue
+		}
+		if err := s.put(owner, rec); err != nil {
+			return err
+		}
+		written = append(written, rec.UpdateTime)
+	}
+	if apex != nil {
+		s.setApex(ctx, apex)
+	}
+	s.advance(rev)
+	if served := s.settings.Load().served; served != nil {
+		now := time.Now()
+		for _, t := range written {
+			if !t.IsZero() {
+				served(now.Sub(t))
+			}
+		}
+	}
+	return nil
+}
+
+// put stores a record with the mark of the pass that may be on its way, which
+// must not take it for one that etcd lacks.
+func (l *loop) put(owner []byte, rec schema.PublicRecord) error {
+	if err := l.view.put(owner, rec, l.passes); err != nil {
+		return err
+	}
+	l.persister.note(owner)
+	return nil
+}
+
+// setApex serves the zone object in kv. One that does not decode changes
+// nothing but the serial.
+func (l *loop) setApex(ctx context.Context, kv *mvccpb.KeyValue) {
+	apex, err := schema.UnmarshalApex(kv.Value)
+	if err != nil {
+		l.invalid(ctx, kv, err)
+		old := l.apex.Load()
+		if old == nil {
+			return
+		}
+		apex = old.Apex
+		kv = &mvccpb.KeyValue{Value: l.apexKV.Value, ModRevision: kv.ModRevision}
+	}
+	l.apexKV = kv
+	l.apex.Store(&Apex{Apex: apex, Revision: kv.ModRevision, Serial: schema.Serial(kv.ModRevision)})
+}
+
+// owner takes a key apart without allocating; the owner name aliases it.
+func (l *loop) owner(key []byte) (owner []byte, apex, ok bool) {
+	if string(key) == l.apexKey {
+		return nil, true, true
+	}
+	n := len(l.recordPrefix)
+	if len(key) <= n || string(key[:n]) != l.recordPrefix {
+		return nil, false, false
+	}
+	owner = key[n:]
+	if len(owner) > maxOwner {
+		return nil, false, false
+	}
+	for i, c := range owner {
+		switch {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
+		case c == '.' && i > 0 && owner[i-1] != '.' && i < len(owner)-1:
+		default:
+			return nil, false, false
+		}
+	}
+	return owner, false, true
+}
+
+// invalid counts a value that cannot be served, and logs each key once.
+func (l *loop) invalid(ctx context.Context, kv *mvccpb.KeyValue, err error) {
+	l.update(func(s *Status) { s.Invalid++ })
+	const enough = 100
+	key := string(kv.Key)
+	if l.warned[key] || len(l.warned) >= enough {
+		return
+	}
+	l.warned[key] = true
+	l.logger.LogAttrs(ctx, slog.LevelError, "value in etcd cannot be served, keeping the one before",
+		slog.String("key", key), slog.Int64("revision", kv.ModRevision), slog.Any("error", err))
+}
+
+// advance makes rev the revision that is served.
+func (l *loop) advance(rev int64) {
+	if rev <= l.rev {
+		return
+	}
+	l.rev = rev
+	l.update(func(s *Status) { s.Revision = rev })
+}
+
+// commit lets the file follow.
+func (l *loop) commit(urgent bool) {
+	if !l.listed {
+		return
+	}
+	l.Replica.mu.Lock()
+	since := l.since
+	l.Replica.mu.Unlock()
+	m := meta{
+		Format: fileFormat, Zone: l.zone, ClusterID: l.clusterID, Revision: l.rev,
+		Held: l.hold != nil, Confirmed: since,
+	}
+	if l.apexKV != nil {
+		m.Apex, m.ApexRev = l.apexKV.Value, l.apexKV.ModRevision
+	}
+	l.persister.commit(m, urgent)
+}
+
+func (l *loop) state(state State) {
+	l.update(func(s *Status) { s.State = state })
+	if l.lost {
+		l.lost = false
+		l.logger.LogAttrs(context.Background(), slog.LevelInfo, "following etcd again", slog.Int64("revision", l.rev))
+	}
+}
+
+// disconnected notes a failure, and logs the first of a row.
+func (l *loop) disconnected(ctx context.Context, err error) {
+	l.update(func(s *Status) {
+		if s.State == Synced || s.State == Missing {
+			s.State = Disconnected
+		}
+	})
+	if !l.lost {
+		l.lost = true
+		l.logger.LogAttrs(ctx, slog.LevelWarn, "following etcd is interrupted, serving what there is", slog.Any("error", err))
+	}
+}
+
+// jitter spreads d by a fifth in both directions, so that nodes that started
+// together do not ask together.
+func jitter(d time.Duration) time.Duration {
+	return d - d/5 + rand.N(2*d/5+1)
+}

@@ -1,0 +1,278 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/dkimzone/dkimzone/internal/schema"
+)
+
+const (
+	pageKeys       = 10_000
+	reconcileRetry = time.Minute
+	// So many records may be deleted whatever the share.
+	deletionFloor = 10
+)
+
+// pass compares the view with a listing of the zone. It collects differences,
+// which are applied at its end: the listing needs no memory of its own, and
+// what is served stays as it was until all of it is known.
+//
+// A resync has the watch stopped. A periodic pass has it running, and leaves
+// alone what the watch touched meanwhile.
+type pass struct {
+	cause    Cause
+	resync   bool
+	direct   bool // nothing is served yet, so differences are applied at once
+	mark     uint16
+	pages    chan page
+	complete bool
+	began    time.Time
+
+	clusterID uint64
+	rev       int64
+	apexKV    *mvccpb.KeyValue
+	puts      []change
+	touched   map[string]struct{}
+}
+
+type change struct {
+	owner string
+	rec   schema.PublicRecord
+}
+
+// page is one answer of a listing.
+type page struct {
+	kvs       []*mvccpb.KeyValue
+	clusterID uint64
+	rev       int64
+	more      bool
+	err       error
+}
+
+func (s *session) startPass(ctx context.Context, cause Cause) {
+	s.cancelPass()
+	s.passes++
+	if s.passes == 0 {
+		s.passes = 1
+	}
+	p := &pass{
+		cause: cause, resync: cause != CausePeriodic, direct: !s.Loaded(), mark: s.passes,
+		pages: make(chan page), began: time.Now(), touched: make(map[string]struct{}),
+	}
+	if p.resync {
+		s.stopWatch()
+		s.logger.LogAttrs(ctx, slog.LevelInfo, "listing the zone", slog.String("cause", string(cause)))
+	}
+	s.update(func(st *Status) { st.Resyncs[cause]++ })
+	s.pass = p
+	ctx, s.cancelPass = context.WithCancel(ctx)
+	go s.list(ctx, p.pages)
+}
+
+// list sends the zone's keys page by page, all as of the first page's revision.
+func (s *session) list(ctx context.Context, pages chan<- page) {
+	key := schema.ZonePrefix(s.zone)
+	end := clientv3.GetPrefixRangeEnd(key)
+	rev := int64(0)
+	for {
+		p := s.fetch(ctx, key, end, rev)
+		select {
+		case pages <- p:
+		case <-ctx.Done():
+			return
+		}
+		if p.err != nil || !p.more {
+			return
+		}
+		rev = p.rev
+		key = string(p.kvs[len(p.kvs)-1].Key) + "\x00"
+	}
+}
+
+func (s *session) fetch(ctx context.Context, key, end string, rev int64) page {
+	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
+	defer cancel()
+	resp, err := s.client.Get(ctx, key, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(rev))
+	if err != nil {
+		return page{err: err}
+	}
+	p := page{kvs: resp.Kvs, clusterID: resp.Header.GetClusterId(), rev: rev, more: resp.More && len(resp.Kvs) > 0}
+	if rev == 0 {
+		p.rev = resp.Header.GetRevision()
+	}
+	return p
+}
+
+// page compares one page with the view.
+func (s *session) page(ctx context.Context, pg page) error {
+	p := s.pass
+	if pg.err != nil {
+		if p.resync {
+			return pg.err
+		}
+		s.pass = nil // the watch goes on
+		s.reconcile.Reset(jitter(min(s.interval, reconcileRetry)))
+		return nil
+	}
+	if p.clusterID != 0 && pg.clusterID != p.clusterID || !p.resync && pg.clusterID != s.clusterID {
+		return errMixed
+	}
+	p.clusterID, p.rev = pg.clusterID, pg.rev
+	for _, kv := range pg.kvs {
+		owner, isApex, ok := s.owner(kv.Key)
+		switch {
+		case !ok:
+			s.invalid(ctx, kv, errors.New("not a key of this version"))
+			continue
+		case isApex:
+			p.apexKV = kv
+			continue
+		}
+		rec, err := schema.UnmarshalPublicRecord(kv.Value)
+		if err != nil {
+			s.invalid(ctx, kv, err)
+			s.view.mark(owner, p.mark)
+			continue
+		}
+		switch {
+		case s.view.matches(owner, rec, p.mark):
+		case p.direct:
+			if err := s.put(owner, rec); err != nil {
+				return err
+			}
+		default:
+			p.puts = append(p.puts, change{string(owner), rec})
+		}
+	}
+	p.complete = !pg.more
+	return nil
+}
+
+// finish applies a pass that has seen the whole zone, if it is time to.
+func (s *session) finish(ctx context.Context) error {
+	p := s.pass
+	if p == nil || !p.complete || !p.resync && s.rev < p.rev {
+		return nil // a periodic pass is judged when the watch is as far as it is
+	}
+	s.pass = nil
+	s.cancelPass()
+	if !p.resync {
+		p.puts = untouched(p.puts, p.touched)
+	}
+	gone := p.apexKV == nil && s.apexKV != nil && (p.resync || s.apexKV.ModRevision <= p.rev)
+	deletions := s.view.countUnmarked(p.mark)
+	if gone {
+		deletions = s.view.len()
+	}
+	if !p.direct && s.tooMany(deletions) {
+		if h := s.holdFor(p); !h.accepted(p.apexKV) {
+			s.keep(ctx, h, deletions)
+			return nil
+		}
+	}
+	s.letGo(ctx, deletions)
+	if err := s.applyPass(ctx, p, gone); err != nil {
+		return err
+	}
+	if !p.resync {
+		if n := len(p.puts) + deletions; n > 0 {
+			s.update(func(st *Status) { st.Repairs += uint64(n) })
+			s.logger.LogAttrs(ctx, slog.LevelError, "records differed from etcd although the watch was on, repaired", slog.Int("records", n))
+		}
+		s.commit(true)
+		return nil
+	}
+	s.clusterID, s.rev, s.listed = p.clusterID, p.rev, true
+	s.update(func(st *Status) { st.Revision, st.ClusterID = p.rev, p.clusterID })
+	s.upToDate(p.began)
+	s.commit(true)
+	s.startWatch(ctx)
+	return nil
+}
+
+// applyPass makes the view what the listing said: first what is new, then what
+// is gone, then the zone object with its serial.
+func (s *session) applyPass(ctx context.Context, p *pass, gone bool) error {
+	for _, c := range p.puts {
+		if err := s.put([]byte(c.owner), c.rec); err != nil {
+			return err
+		}
+	}
+	if gone {
+		s.apex.Store(nil) // before its names go, which must not be denied
+		s.apexKV = nil
+	}
+	for i := range shardCount {
+		for _, name := range s.view.unmarked(i, p.mark) {
+			s.view.remove([]byte(name))
+			s.persister.note([]byte(name))
+		}
+	}
+	if p.apexKV != nil && (p.resync || s.apexKV == nil || p.apexKV.ModRevision > s.apexKV.ModRevision) {
+		s.setApex(ctx, p.apexKV)
+	}
+	return nil
+}
+
+// tooMany reports whether so many deletions need an operator's word.
+func (s *session) tooMany(deletions int) bool {
+	return deletions > deletionFloor && float64(deletions) > s.settings.Load().maxDeletion*float64(s.view.len())
+}
+
+// holdFor returns the hold that p goes on with, or the one it begins.
+func (s *session) holdFor(p *pass) *hold {
+	if h := s.hold; h != nil && h.rev != 0 && h.rev <= p.rev && h.clusterID == p.clusterID {
+		return h
+	}
+	return &hold{rev: p.rev, clusterID: p.clusterID}
+}
+
+// accepted reports whether an operator has accepted the deletions of h.
+func (h *hold) accepted(apexKV *mvccpb.KeyValue) bool {
+	if apexKV == nil {
+		return false
+	}
+	apex, err := schema.UnmarshalApex(apexKV.Value)
+	return err == nil && h.rev != 0 && apex.AcceptDeletionsRevision >= h.rev
+}
+
+// keep leaves everything as it is, and sets the time for another look.
+func (s *session) keep(ctx context.Context, h *hold, deletions int) {
+	if s.hold != h {
+		s.logger.LogAttrs(ctx, slog.LevelError, "resync is held, serving the old records: it would delete too many; to confirm, set accept_deletions_revision of the zone",
+			slog.Int("deletions", deletions), slog.Int("records", s.view.len()), slog.Int64("revision", h.rev))
+	}
+	h.delay = min(max(2*h.delay, heldRetryMin), heldRetryMax)
+	h.next = time.Now().Add(jitter(h.delay))
+	s.hold = h
+	s.stopWatch()
+	s.update(func(st *Status) { st.HeldRevision, st.HeldRecords = h.rev, deletions })
+	s.state(Held)
+	s.commit(true)
+}
+
+// letGo ends a hold.
+func (s *session) letGo(ctx context.Context, deletions int) {
+	if s.hold == nil {
+		return
+	}
+	s.hold = nil
+	s.logger.LogAttrs(ctx, slog.LevelWarn, "resync is no longer held", slog.Int("deletions", deletions))
+	s.update(func(st *Status) { st.HeldRevision, st.HeldRecords = 0, 0 })
+}
+
+func untouched(puts []change, touched map[string]struct{}) []change {
+	kept := puts[:0]
+	for _, c := range puts {
+		if _, ok := touched[c.owner]; !ok {
+			kept = append(kept, c)
+		}
+	}
+	return kept
+}
