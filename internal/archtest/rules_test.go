@@ -36,6 +36,7 @@ var shared = map[string]string{
 	"schema":     "keystore and replica have to agree on what is in etcd",
 	"etcdclient": "keystore and replica reach the same etcd in the same way",
 	"authn":      "authz judges whom authn has recognised",
+	"authz":      "service asks it before every call",
 	"embedetcd":  "app starts it",
 }
 
