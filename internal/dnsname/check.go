@@ -105,9 +105,12 @@ func isAlphanumeric(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
 
-// isAddress reports whether s is an IP address as such, in the brackets of a URL, or as the domain literal of a mail
-// address (RFC 5321 §4.1.3).
+// isAddress reports whether s is an IPv6 address as such, or any address in the brackets of a URL or as the domain
+// literal of a mail address (RFC 5321 §4.1.3). A bare IPv4 address ends in a number.
 func isAddress(s string) bool {
+	if !strings.ContainsAny(s, ":[") {
+		return false
+	}
 	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
 		s = s[1 : len(s)-1]
 		const tag = "ipv6:"
