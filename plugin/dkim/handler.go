@@ -1,0 +1,296 @@
+package dkim
+
+import (
+	"bytes"
+	"context"
+	"sync/atomic"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/plugin/pkg/fall"
+	"github.com/coredns/coredns/request"
+
+	"github.com/miekg/dns"
+
+	"github.com/dkimzone/dkimzone/internal/dkimrecord"
+	"github.com/dkimzone/dkimzone/internal/replica"
+	"github.com/dkimzone/dkimzone/internal/schema"
+)
+
+const (
+	// maxUDP is the largest reply over UDP, whatever the client takes (RFC 9715).
+	maxUDP = 1232
+	// keyRoom is enough for an RSA-4096 key; the text of it in a record takes
+	// textRoom.
+	keyRoom  = 576
+	textRoom = 1024
+	// spare is room for what other plugins add to a reply, such as NSID.
+	spare = 128
+)
+
+// DKIM answers for the zones of dkimzone.
+type DKIM struct {
+	Next  plugin.Handler
+	zones []*zone // longest name first
+}
+
+// zone is one zone with its records.
+type zone struct {
+	name    string // lower case, with the trailing dot
+	fall    fall.F
+	replica atomic.Pointer[replica.Handle] // set when the server starts
+	apex    apexCache
+	counts  counters
+}
+
+// Name implements plugin.Handler.
+func (d *DKIM) Name() string { return pluginName }
+
+// CacheBypassZones keeps the cache plugin from storing our answers, which it
+// would serve after a key was revoked.
+func (d *DKIM) CacheBypassZones() []string {
+	names := make([]string, len(d.zones))
+	for i, z := range d.zones {
+		names[i] = z.name
+	}
+	return names
+}
+
+// ServeDNS implements plugin.Handler.
+func (d *DKIM) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	if len(r.Question) != 1 {
+		return dns.RcodeFormatError, nil
+	}
+	var buf [256]byte
+	name := appendLower(buf[:0], r.Question[0].Name)
+	z, owner := d.match(name)
+	if z == nil {
+		if d.Next != nil {
+			return plugin.NextOrFailure(d.Name(), d.Next, ctx, w, r)
+		}
+		return fail(w, r, dns.RcodeRefused, dns.ExtendedErrorCodeNotAuthoritative)
+	}
+	if rcode, code, bad := refuse(r); bad {
+		z.counts.rcode(rcode)
+		return fail(w, r, rcode, code)
+	}
+
+	rep := z.replica.Load()
+	apex := z.apex.of(rep, z.name)
+	if apex == nil {
+		// Before any fallthrough: that a name is not known yet says nothing
+		// about whether it exists.
+		z.counts.rcode(dns.RcodeServerFailure)
+		return fail(w, r, dns.RcodeServerFailure, dns.ExtendedErrorCodeNotReady)
+	}
+	return z.answer(ctx, d, rep, apex, owner, w, r)
+}
+
+// answer answers a well-formed question about owner, a name without the zone.
+func (z *zone) answer(ctx context.Context, d *DKIM, rep *replica.Handle, apex *apex, owner []byte, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	q := r.Question[0]
+	exists := len(owner) == 0
+	if exists {
+		switch q.Qtype {
+		case dns.TypeSOA, dns.TypeANY:
+			m := newReply(r)
+			m.Answer = append(m.rrs[:0], apex.soaFor(&m.soa, q.Name, apex.ApexTTL))
+			return z.write(w, r, m, resultSuccess)
+		case dns.TypeNS:
+			m := newReply(r)
+			m.Answer = apex.nameServers(q.Name)
+			for _, h := range apex.glue {
+				m.Extra = append(m.Extra, h.addresses(h.name, dns.TypeA)...)
+				m.Extra = append(m.Extra, h.addresses(h.name, dns.TypeAAAA)...)
+			}
+			return z.write(w, r, m, resultSuccess)
+		}
+	} else {
+		var keyBuf [keyRoom]byte
+		rec, result := rep.Lookup(owner, keyBuf[:])
+		switch result {
+		case replica.Found:
+			if q.Qtype == dns.TypeTXT || q.Qtype == dns.TypeANY {
+				m, err := newReply(r).withRecord(q.Name, rec)
+				if err != nil {
+					return dns.RcodeServerFailure, plugin.Error(pluginName, err)
+				}
+				return z.write(w, r, m, resultSuccess)
+			}
+			exists = true
+		case replica.Empty:
+			exists = true
+		case replica.Unavailable:
+			z.counts.rcode(dns.RcodeServerFailure)
+			return fail(w, r, dns.RcodeServerFailure, dns.ExtendedErrorCodeNotReady)
+		}
+	}
+	if host, ok := apex.hosts[string(owner)]; ok {
+		if rrs := host.addresses(q.Name, q.Qtype); len(rrs) > 0 {
+			m := newReply(r)
+			m.Answer = rrs
+			return z.write(w, r, m, resultSuccess)
+		}
+		exists = true
+	}
+
+	if !exists && d.Next != nil && z.fall.Through(q.Name) {
+		z.counts.count(resultFallthrough)
+		return plugin.NextOrFailure(d.Name(), d.Next, ctx, w, r)
+	}
+	m := newReply(r)
+	m.Ns = append(m.rrs[:0], apex.soaFor(&m.soa, z.name, apex.negativeTTL))
+	if exists {
+		return z.write(w, r, m, resultNoData)
+	}
+	m.Rcode = dns.RcodeNameError
+	return z.write(w, r, m, resultNXDomain)
+}
+
+// match returns the zone that name is in, and name without it. name is in lower
+// case and has a trailing dot.
+func (d *DKIM) match(name []byte) (*zone, []byte) {
+	for _, z := range d.zones {
+		n := len(name) - len(z.name)
+		if n < 0 || string(name[n:]) != z.name {
+			continue
+		}
+		if n == 0 {
+			return z, nil
+		}
+		if name[n-1] == '.' && !escaped(name[:n-1]) {
+			return z, name[:n-1]
+		}
+	}
+	return nil, nil
+}
+
+// escaped reports whether what follows b in a name is escaped.
+func escaped(b []byte) bool {
+	return (len(b)-len(bytes.TrimRight(b, `\`)))%2 == 1
+}
+
+// appendLower appends name with ASCII letters in lower case (RFC 4343).
+func appendLower(dst []byte, name string) []byte {
+	for i := range len(name) {
+		c := name[i]
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		dst = append(dst, c)
+	}
+	return dst
+}
+
+// refuse reports whether the question gets an error whatever the zone holds.
+func refuse(r *dns.Msg) (rcode int, ede uint16, bad bool) {
+	opts := 0
+	for _, rr := range r.Extra {
+		if rr.Header().Rrtype == dns.TypeOPT {
+			if opts++; opts > 1 || rr.Header().Name != "." {
+				return dns.RcodeFormatError, noEDE, true // RFC 6891 §6.1.1
+			}
+		}
+	}
+	switch r.Opcode {
+	case dns.OpcodeQuery:
+	case dns.OpcodeNotify: // etcd is our primary, nobody else
+		return dns.RcodeRefused, dns.ExtendedErrorCodeNotSupported, true
+	default:
+		return dns.RcodeNotImplemented, dns.ExtendedErrorCodeNotSupported, true
+	}
+	if r.Question[0].Qclass != dns.ClassINET {
+		return dns.RcodeRefused, dns.ExtendedErrorCodeNotAuthoritative, true
+	}
+	switch r.Question[0].Qtype {
+	case dns.TypeAXFR, dns.TypeIXFR:
+		return dns.RcodeRefused, dns.ExtendedErrorCodeProhibited, true
+	case dns.TypeMAILA, dns.TypeMAILB:
+		return dns.RcodeNotImplemented, dns.ExtendedErrorCodeNotSupported, true
+	case dns.TypeOPT, dns.TypeTSIG, dns.TypeTKEY:
+		return dns.RcodeFormatError, noEDE, true
+	case dns.TypeNXNAME: // RFC 9824 §3.4
+		return dns.RcodeFormatError, dns.ExtendedErrorCodeInvalidQueryType, true
+	}
+	return dns.RcodeSuccess, noEDE, false
+}
+
+// reply is a message with the room for a usual answer in one piece of memory.
+type reply struct {
+	dns.Msg
+	question [1]dns.Question
+	rrs      [1]dns.RR
+	extra    [1]dns.RR
+	opt      dns.OPT
+	txt      dns.TXT
+	soa      dns.SOA
+}
+
+// newReply returns an authoritative reply to r. It does not copy CD, which only
+// means something to a resolver (RFC 4035 §3.1.6).
+func newReply(r *dns.Msg) *reply {
+	m := new(reply)
+	m.Id, m.Response, m.Opcode, m.RecursionDesired = r.Id, true, r.Opcode, r.RecursionDesired
+	m.Authoritative = true
+	m.question[0] = r.Question[0]
+	m.Question = m.question[:]
+	if r.IsEdns0() != nil {
+		m.opt.Hdr.Name, m.opt.Hdr.Rrtype = ".", dns.TypeOPT
+		m.extra[0] = &m.opt
+		m.Extra = m.extra[:]
+	}
+	return m
+}
+
+// withRecord adds the TXT record of a key.
+func (m *reply) withRecord(name string, rec schema.PublicRecord) (*reply, error) {
+	var buf [textRoom]byte
+	strings, err := dkimrecord.Split(string(rec.Record().AppendText(buf[:0])))
+	if err != nil {
+		return nil, err
+	}
+	m.txt = dns.TXT{Hdr: header(name, dns.TypeTXT, rec.TTL), Txt: strings}
+	m.rrs[0] = &m.txt
+	m.Answer = m.rrs[:]
+	return m, nil
+}
+
+func header(name string, rrtype uint16, ttl uint32) dns.RR_Header {
+	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
+}
+
+// write sends m. The server's writer cuts it to the size it finds in the OPT
+// record of the request, and sends that size back: it is made ours where there
+// is no danger of a reply longer than the client takes.
+func (z *zone) write(w dns.ResponseWriter, r *dns.Msg, m *reply, res result) (int, error) {
+	z.counts.count(res)
+	send(w, r, &m.Msg)
+	return m.Rcode, nil
+}
+
+func send(w dns.ResponseWriter, r *dns.Msg, m *dns.Msg) {
+	if o := r.IsEdns0(); o != nil {
+		state := request.Request{W: w, Req: r}
+		size := min(o.UDPSize(), maxUDP)
+		if state.Proto() == "tcp" || m.Len()+spare <= max(int(size), dns.MinMsgSize) {
+			size = maxUDP
+		}
+		o.SetUDPSize(size)
+	}
+	// An error here is of a client that is gone.
+	_ = w.WriteMsg(m)
+}
+
+const noEDE = 0xffff
+
+// fail writes an error reply, with the reason if the client knows of reasons
+// (RFC 8914).
+func fail(w dns.ResponseWriter, r *dns.Msg, rcode int, ede uint16) (int, error) {
+	m := newReply(r)
+	m.Authoritative = false
+	m.Rcode = rcode
+	if ede != noEDE {
+		m.opt.Option = []dns.EDNS0{&dns.EDNS0_EDE{InfoCode: ede}}
+	}
+	send(w, r, &m.Msg)
+	return dns.RcodeSuccess, nil // an error would be written once more
+}
