@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
@@ -91,14 +92,11 @@ type NoStandbyError struct {
 }
 
 func (e *NoStandbyError) Error() string {
-	msg := fmt.Sprintf("no standby key of algorithm %s:", e.Algorithm)
+	held := make([]string, len(e.Held))
 	for i, k := range e.Held {
-		if i > 0 {
-			msg += ","
-		}
-		msg += fmt.Sprintf(" %s is %s", k.Selector, k.State)
+		held[i] = fmt.Sprintf("%s is %s", k.Selector, k.State)
 	}
-	return msg
+	return fmt.Sprintf("no standby key of algorithm %s: %s", e.Algorithm, strings.Join(held, ", "))
 }
 
 // Step moves k to state to. The steps are PREPARED → ACTIVE → RETIRING →

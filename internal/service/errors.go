@@ -120,8 +120,7 @@ func claimFailure(e *keystore.ClaimError) error {
 
 // nameFailure turns an error of dnsname into a rejection of a field.
 func nameFailure(field, reason string, err error) error {
-	var e *dnsname.InvalidError
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*dnsname.InvalidError](err); ok {
 		return invalid(field, reason, e.Error(), "detail", string(e.Reason))
 	}
 	return err
@@ -129,8 +128,7 @@ func nameFailure(field, reason string, err error) error {
 
 // publicKeyFailure turns an error of keypair.ParsePublicKey into a rejection.
 func publicKeyFailure(field string, err error) error {
-	var e *keypair.InvalidError
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*keypair.InvalidError](err); ok {
 		reason := "INVALID_PUBLIC_KEY"
 		switch e.Reason {
 		case keypair.ReasonPrivateKey:
@@ -140,8 +138,7 @@ func publicKeyFailure(field string, err error) error {
 		}
 		return invalid(field, reason, e.Error(), "detail", string(e.Reason))
 	}
-	var r *dkimrecord.InvalidError
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*dkimrecord.InvalidError](err); ok {
 		return invalid(field, "INVALID_PUBLIC_KEY", r.Error(), "detail", string(r.Reason))
 	}
 	return err

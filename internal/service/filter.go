@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
@@ -85,12 +86,7 @@ func parseTerm(field, value string) (func(keystore.Domain) bool, error) {
 
 func anyKey(match func(keystore.Key) bool) func(keystore.Domain) bool {
 	return func(d keystore.Domain) bool {
-		for _, k := range d.Keys {
-			if match(k) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(d.Keys, match)
 	}
 }
 

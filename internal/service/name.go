@@ -29,11 +29,11 @@ func collections(field, name string, want ...string) ([]string, error) {
 		values = append(values, parts[2*i+1])
 	}
 	if !ok {
-		pattern := ""
-		for _, w := range want {
-			pattern += "/" + w + "/{" + strings.TrimSuffix(w, "s") + "}"
+		pattern := make([]string, len(want))
+		for i, w := range want {
+			pattern[i] = w + "/{" + strings.TrimSuffix(w, "s") + "}"
 		}
-		return nil, invalid(field, "INVALID_NAME", fmt.Sprintf("%.100q is not of the form %s", name, pattern[1:]))
+		return nil, invalid(field, "INVALID_NAME", fmt.Sprintf("%.100q is not of the form %s", name, strings.Join(pattern, "/")))
 	}
 	return values, nil
 }
