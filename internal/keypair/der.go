@@ -28,9 +28,13 @@ type rsaPublicKey struct {
 	N, E *big.Int
 }
 
-// isPrivate recognizes the private keys that come without a PEM label: PKCS #1, SEC 1 and PKCS #8, which begin with a
-// small version number, encrypted PKCS #8, and the 64 octets of an Ed25519 key with its seed.
+// isPrivate recognizes private keys: any PEM block of one, and what comes without a PEM label, which is PKCS #1, SEC 1
+// and PKCS #8, which begin with a small version number, encrypted PKCS #8, and the 64 octets of an Ed25519 key with its
+// seed.
 func isPrivate(octets []byte) bool {
+	if bytes.Contains(bytes.ToUpper(octets), []byte("PRIVATE KEY")) {
+		return true
+	}
 	if len(octets) == ed25519.PrivateKeySize {
 		key := ed25519.NewKeyFromSeed(octets[:ed25519.SeedSize])
 		if bytes.Equal(key, octets) {

@@ -21,13 +21,15 @@ const exponent = 65537
 // and is safe for concurrent use; only what Generate and Unmarshal return is valid.
 type KeyPair struct {
 	public PublicKey
-	secret *secret // behind a pointer, where package fmt does not follow
+	secret secret
 }
 
-// secret is the private half. It is a crypto.Signer that does not show itself.
-type secret struct {
-	key crypto.Signer // *rsa.PrivateKey with two primes, or ed25519.PrivateKey
-}
+// secret returns the private half: an *rsa.PrivateKey with two primes, or an ed25519.PrivateKey. It is itself a
+// crypto.Signer that does not show the key. It is a function since nothing that prints values by reflection looks into
+// one; package fmt follows a pointer if the verb is wrong and the field not exported.
+type secret func() crypto.Signer
+
+func keep(key crypto.Signer) secret { return func() crypto.Signer { return key } }
 
 // Generate makes a new key pair from the system's random source. RSA-4096 takes seconds. The error is an *InvalidError,
 // UNKNOWN_ALGORITHM, or what the random source said.
@@ -54,12 +56,12 @@ func newRSAPair(key *rsa.PrivateKey) (*KeyPair, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &KeyPair{public: public, secret: &secret{key: key}}, nil
+	return &KeyPair{public: public, secret: keep(key)}, nil
 }
 
 func newEd25519Pair(key ed25519.PrivateKey) *KeyPair {
 	public := PublicKey{Algorithm: Ed25519, Octets: slices.Clone(key[ed25519.SeedSize:])}
-	return &KeyPair{public: public, secret: &secret{key: key}}
+	return &KeyPair{public: public, secret: keep(key)}
 }
 
 // Algorithm returns what the key is made for.
@@ -78,7 +80,7 @@ func (k *KeyPair) Signer() crypto.Signer { return k.secret }
 // seed, or the two primes of the RSA key, each half the modulus long, big-endian (257 octets in all for RSA-2048).
 func (k *KeyPair) Marshal() []byte {
 	form := []byte{byte(k.Algorithm())}
-	switch key := k.secret.key.(type) {
+	switch key := k.secret().(type) {
 	case *rsa.PrivateKey:
 		size := k.Algorithm().primeSize()
 		form = append(form, make([]byte, 2*size)...)
@@ -121,38 +123,40 @@ func Unmarshal(form []byte) (*KeyPair, error) {
 	return nil, invalid(ReasonBadStoredForm)
 }
 
-// rsaFromPrimes rebuilds the private key of p and q. It is not ok unless they are primes of half the bits each that
+// rsaFromPrimes rebuilds the private key of p and q. It is not ok unless they are primes of half the bits each and
 // make a sound key with a modulus of all the bits.
 func rsaFromPrimes(p, q *big.Int, bits int) (key *rsa.PrivateKey, ok bool) {
 	n := new(big.Int).Mul(p, q)
-	if p.BitLen() != bits/2 || q.BitLen() != bits/2 || n.BitLen() != bits {
+	if n.BitLen() != bits { // with p and q of half as many at most, so both have half
 		return nil, false
 	}
-	// Baillie-PSW; crypto/rsa takes the primes on trust.
-	if !p.ProbablyPrime(0) || !q.ProbablyPrime(0) {
-		return nil, false
-	}
-	// d is the inverse modulo λ(n), as crypto/rsa makes it, so that a rebuilt key equals the first one.
+	// Like crypto/rsa, take the inverse modulo λ(n), so that a rebuilt key equals the first one.
 	one := big.NewInt(1)
 	p1, q1 := new(big.Int).Sub(p, one), new(big.Int).Sub(q, one)
 	lambda := new(big.Int).Mul(p1, q1)
 	lambda.Div(lambda, new(big.Int).GCD(nil, nil, p1, q1))
-	d := new(big.Int).ModInverse(big.NewInt(exponent), lambda)
-	if d == nil {
-		return nil, false
-	}
 	key = &rsa.PrivateKey{
 		PublicKey: rsa.PublicKey{N: n, E: exponent},
-		D:         d,
+		D:         new(big.Int).ModInverse(big.NewInt(exponent), lambda), // nil if there is none
 		Primes:    []*big.Int{p, q},
 	}
 	key.Precompute()
-	return key, key.Validate() == nil
+	if key.Validate() != nil {
+		return nil, false
+	}
+	return key, isProbablePrime(p) && isProbablePrime(q)
+}
+
+// isProbablePrime is Fermat's test to the base 2. crypto/rsa takes the primes on trust, and what has to be found here
+// is damage, not an attack: stored forms are sealed. big.Int.ProbablyPrime takes four times as long.
+func isProbablePrime(p *big.Int) bool {
+	one := big.NewInt(1)
+	return new(big.Int).Exp(big.NewInt(2), new(big.Int).Sub(p, one), p).Cmp(one) == 0
 }
 
 // PKCS8 returns the private key in PKCS #8 DER (RFC 5208), as signers import it.
 func (k *KeyPair) PKCS8() ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(k.secret.key)
+	der, err := x509.MarshalPKCS8PrivateKey(k.secret())
 	if err != nil {
 		return nil, fmt.Errorf("encoding an %v key: %w", k.Algorithm(), err)
 	}
@@ -175,15 +179,15 @@ func (k *KeyPair) LogValue() slog.Value { return slog.StringValue(k.String()) }
 func (k *KeyPair) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
 // Public implements crypto.Signer.
-func (s *secret) Public() crypto.PublicKey { return s.key.Public() }
+func (s secret) Public() crypto.PublicKey { return s().Public() }
 
 // Sign implements crypto.Signer.
-func (s *secret) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return s.key.Sign(random, digest, opts)
+func (s secret) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return s().Sign(random, digest, opts)
 }
 
 // Format prints nothing of the key, whatever the verb.
-func (s *secret) Format(f fmt.State, _ rune) { writeString(f, "private key") }
+func (s secret) Format(f fmt.State, _ rune) { writeString(f, "private key") }
 
 // writeString ignores the error as fmt.State has none to give.
 func writeString(f fmt.State, s string) { _, _ = io.WriteString(f, s) }

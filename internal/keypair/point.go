@@ -22,7 +22,7 @@ var smallOrder = []*big.Int{
 	number("1"),
 	number("7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffec"),
 	number("05fc536d880238b13933c6d305acdfd5f098eff289f4c345b027b2c28f95e826"),
-	number("7a03ac9277fdc74ec6cc392cfa53202a0f67100d760b3cba4fd83d3d7a6a17c7"),
+	number("7a03ac9277fdc74ec6cc392cfa53202a0f67100d760b3cba4fd84d3d706a17c7"),
 }
 
 func number(hex string) *big.Int {

@@ -57,9 +57,9 @@ func ParsePublicKey(data []byte) (PublicKey, error) {
 	switch {
 	case len(text) == 0:
 		return PublicKey{}, invalid(ReasonEmpty)
-	case len(text) > maxText:
+	case len(data) > maxText:
 		return PublicKey{}, invalid(ReasonTooLong)
-	case bytes.Contains(bytes.ToUpper(text), []byte("PRIVATE KEY")):
+	case isPrivate(data):
 		return PublicKey{}, invalid(ReasonPrivateKey)
 	case bytes.Contains(text, []byte("-----BEGIN")):
 		return parsePEM(text)
