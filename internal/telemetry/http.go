@@ -1,0 +1,104 @@
+package telemetry
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// checkTimeout bounds each check, so that /readyz answers before those who ask
+// give up.
+const checkTimeout = 4 * time.Second
+
+// Check is a condition for being ready. Func returns nil when it holds, else
+// why it does not, in words for whoever asks. It must return soon after its
+// context ends and be safe for concurrent use.
+type Check struct {
+	Name string
+	Func func(ctx context.Context) error
+}
+
+// NewHandler serves three paths over GET and HEAD:
+//
+//   - /metrics: the metrics of gatherer.
+//   - /healthz: 200 as long as the process answers.
+//   - /readyz: 200 when all checks hold, else 503. The body has a line for
+//     each check, "etcd: ok" or "etcd: " and why not.
+//
+// Failures to gather metrics go to logger.
+func NewHandler(gatherer prometheus.Gatherer, checks []Check, logger *slog.Logger) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
+		ErrorLog:            slog.NewLogLogger(logger.Handler(), slog.LevelError),
+		ErrorHandling:       promhttp.ContinueOnError,
+		MaxRequestsInFlight: 8,
+	}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		write(w, http.StatusOK, []byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		status := http.StatusOK
+		var body bytes.Buffer
+		for i, err := range run(r.Context(), checks) {
+			if err == nil {
+				fmt.Fprintf(&body, "%s: ok\n", checks[i].Name)
+				continue
+			}
+			status = http.StatusServiceUnavailable
+			fmt.Fprintf(&body, "%s: %s\n", checks[i].Name, oneLine(err))
+		}
+		write(w, status, body.Bytes())
+	})
+	return mux
+}
+
+// NewServer returns a server of [NewHandler] for the process's own metrics,
+// with limits on slow clients. It is for plain HTTP on an address that only
+// operators reach. The caller serves and shuts it down.
+func NewServer(checks []Check, logger *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           NewHandler(prometheus.DefaultGatherer, checks, logger),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+	}
+}
+
+// run runs all checks at once and returns their errors in their order.
+func run(ctx context.Context, checks []Check) []error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	errs := make([]error, len(checks))
+	var wg sync.WaitGroup
+	for i, c := range checks {
+		wg.Go(func() {
+			errs[i] = c.Func(ctx)
+			if errors.Is(errs[i], context.DeadlineExceeded) {
+				errs[i] = fmt.Errorf("no answer in time: %w", errs[i])
+			}
+		})
+	}
+	wg.Wait()
+	return errs
+}
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+func write(w http.ResponseWriter, status int, body []byte) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // the client is gone
+}
