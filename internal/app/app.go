@@ -1,0 +1,150 @@
+// Package app puts the parts of dkimd together: the processes `dkimd
+// standalone` and `dkimd serve`, and the command line that starts them.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"gocloud.dev/secrets"
+
+	"github.com/dkimzone/dkimzone/internal/envelope"
+	"github.com/dkimzone/dkimzone/internal/keygen"
+	"github.com/dkimzone/dkimzone/internal/keypair"
+	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/service"
+	"github.com/dkimzone/dkimzone/internal/telemetry"
+)
+
+const (
+	// storeTimeout bounds one call to etcd. A leader election takes one to two
+	// seconds; a call that waits longer has met an outage.
+	storeTimeout = 5 * time.Second
+	// drainTimeout is how long calls in flight may take after a stop signal.
+	drainTimeout = 10 * time.Second
+)
+
+// Listen is where dkimd listens.
+type Listen struct {
+	GRPC    string // mutual TLS
+	HTTP    string // HTTPS, mutual TLS
+	Metrics string // plain HTTP: /metrics, /healthz, /readyz
+}
+
+// listeners are the bound sockets of a Listen.
+type listeners struct {
+	grpc, http, metrics net.Listener
+}
+
+// bind binds all addresses before anything else is begun, so that a port in use
+// is told at once.
+func (l Listen) bind() (*listeners, error) {
+	b := &listeners{}
+	for _, s := range []struct {
+		flag, address string
+		to            *net.Listener
+	}{
+		{"grpc-listen", l.GRPC, &b.grpc},
+		{"http-listen", l.HTTP, &b.http},
+		{"metrics-listen", l.Metrics, &b.metrics},
+	} {
+		ln, err := net.Listen("tcp", s.address)
+		if err != nil {
+			b.close()
+			return nil, fmt.Errorf("--%s %s: %w", s.flag, s.address, bindCause(err))
+		}
+		*s.to = ln
+	}
+	return b, nil
+}
+
+func (b *listeners) close() {
+	for _, ln := range []net.Listener{b.grpc, b.http, b.metrics} {
+		if ln != nil {
+			_ = ln.Close() // nothing was sent on it
+		}
+	}
+}
+
+// bindCause is the part of a bind error that says what is wrong.
+func bindCause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+// backend is what the API works on: keys, sealing and the store.
+type backend struct {
+	store  *keystore.Store
+	pool   *keygen.Pool
+	keeper *secrets.Keeper
+	api    *service.Service
+}
+
+// newBackend opens the key-encryption key, makes sure that it is the one that
+// the stored data keys were wrapped with, and starts to generate keys.
+func newBackend(ctx context.Context, client keystore.Client, kekURL string, logger *slog.Logger) (*backend, error) {
+	b := &backend{store: keystore.New(client, storeTimeout)}
+	var err error
+	if b.keeper, err = envelope.OpenKeeper(ctx, kekURL); err != nil {
+		return nil, err
+	}
+	sealer := envelope.NewSealer(b.keeper, b.store)
+	brand, err := b.store.AnyDataKeyBrand(ctx)
+	if err == nil && brand != "" {
+		err = sealer.Verify(ctx, brand)
+	}
+	if err != nil && !errors.Is(err, keystore.ErrUnavailable) {
+		_ = b.keeper.Close() // it holds no resource that matters any more
+		return nil, fmt.Errorf("key-encryption key %s: %w", kekURL, err)
+	}
+	b.pool = keygen.New(keygen.Options{Stock: stock(), Logger: logger})
+	pools.add(b.pool)
+	b.api = service.New(b.store, b.pool, sealer, time.Now, logger)
+	return b, nil
+}
+
+// stock is how many keys lie ready: some seconds' worth of provisioning, since
+// an RSA key takes a tenth of a second and more to find.
+func stock() map[keypair.Algorithm]int {
+	return map[keypair.Algorithm]int{
+		keypair.RSA2048: 32 * runtime.GOMAXPROCS(0),
+		keypair.RSA3072: 4,
+		keypair.RSA4096: 4,
+	}
+}
+
+func (b *backend) close() {
+	pools.remove(b.pool)
+	b.pool.Close()
+	_ = b.keeper.Close() // it holds no resource that matters any more
+}
+
+// storeCheck is the readiness of etcd.
+func (b *backend) storeCheck() telemetry.Check {
+	return telemetry.Check{Name: "etcd", Func: func(ctx context.Context) error {
+		_, err := b.store.Revision(ctx)
+		return err
+	}}
+}
+
+func createKeyFile(out io.Writer, file string) error {
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return err
+	}
+	if err := envelope.CreateKeyFile(path); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "--kek-url file://%s\nKeep a copy in a safe place: without it no stored private key can be used.\n", path)
+	return nil
+}

@@ -1,0 +1,53 @@
+package app
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/dkimzone/dkimzone/internal/etcdclient"
+	"github.com/dkimzone/dkimzone/internal/pki"
+)
+
+// Serve says how to run dkimd beside an etcd cluster. Run two or more: they
+// hold no state of their own.
+type Serve struct {
+	Etcd                      etcdclient.Config
+	CAFile, CertFile, KeyFile string // of the gRPC and HTTPS listeners
+	KEK                       string // URL of the key-encryption key
+	Listen
+	Logger *slog.Logger
+	// Started, if not nil, is called with the bound addresses once all serve.
+	Started func(Addresses)
+}
+
+// Run runs until ctx ends, or until something fails. It starts without etcd and
+// is ready once etcd is there.
+func (o Serve) Run(ctx context.Context) error {
+	tlsConfig, err := pki.ServerTLS(o.CAFile, o.CertFile, o.KeyFile, o.Logger)
+	if err != nil {
+		return err
+	}
+	client, err := etcdclient.Dial(o.Etcd, o.Logger)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = client.Close() }() // nothing is in flight any more
+	bound, err := o.bind()
+	if err != nil {
+		return err
+	}
+	defer bound.close()
+	backend, err := newBackend(ctx, client, o.KEK, o.Logger)
+	if err != nil {
+		return err
+	}
+	defer backend.close()
+	srv := newServers(bound, tlsConfig, backend, nil, o.Logger)
+	a := Addresses{GRPC: bound.grpc.Addr().String(), HTTP: bound.http.Addr().String(), Metrics: bound.metrics.Addr().String()}
+	o.Logger.LogAttrs(ctx, slog.LevelInfo, "serving",
+		slog.String("grpc", a.GRPC), slog.String("http", a.HTTP), slog.String("metrics", a.Metrics))
+	if o.Started != nil {
+		o.Started(a)
+	}
+	return srv.run(ctx)
+}

@@ -1,0 +1,165 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/service"
+	"github.com/dkimzone/dkimzone/internal/telemetry"
+)
+
+const (
+	// maxMessage bounds a request. The largest that makes sense is a provision
+	// of a dozen selectors, some kilobytes.
+	maxMessage = 1 << 20
+	// maxStreams bounds the calls in flight on one connection.
+	maxStreams = 1000
+	// healthInterval is how often the gRPC health status is looked at.
+	healthInterval = 5 * time.Second
+)
+
+// servers are the listening ends of dkimd.
+type servers struct {
+	grpc    *grpc.Server
+	health  *health.Server
+	http    *http.Server
+	metrics *http.Server
+	bound   *listeners
+	checks  []telemetry.Check
+	logger  *slog.Logger
+}
+
+// newServers sets up the servers of api on bound sockets. They do not serve
+// until run.
+func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []telemetry.Check, logger *slog.Logger, unary ...grpc.UnaryServerInterceptor) *servers {
+	s := &servers{bound: bound, checks: append([]telemetry.Check{b.storeCheck()}, checks...), logger: logger}
+	s.grpc = grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(tlsConfig)),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.ChainUnaryInterceptor(append([]grpc.UnaryServerInterceptor{countUnary, service.UnaryInterceptor(logger)}, unary...)...),
+		grpc.ChainStreamInterceptor(countStream, service.StreamInterceptor(logger)),
+	)
+	dkimv1.RegisterKeyManagementServer(s.grpc, b.api)
+	s.health = health.NewServer()
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+
+	s.http = &http.Server{
+		Handler:           httpHandler(),
+		TLSConfig:         tlsConfig.Clone(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+	}
+	s.metrics = telemetry.NewServer(s.checks, logger)
+	return s
+}
+
+// httpHandler is what HTTPS offers besides what others add to it.
+func httpHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		// A caller who has gone needs no answer.
+		_ = json.NewEncoder(w).Encode(map[string]any{
+			"code": codes.NotFound, "message": "nothing here; the API is gRPC, on the address of --grpc-listen", "path": r.URL.Path,
+		})
+	})
+	return mux
+}
+
+// run serves until ctx ends or a server fails, then lets calls in flight end,
+// for drainTimeout at most.
+func (s *servers) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serving("gRPC", s.grpc.Serve(s.bound.grpc)) })
+	group.Go(func() error { return serving("HTTPS", s.http.ServeTLS(s.bound.http, "", "")) })
+	group.Go(func() error { return serving("metrics", s.metrics.Serve(s.bound.metrics)) })
+	group.Go(func() error { s.watchHealth(ctx); return nil })
+	group.Go(func() error {
+		<-ctx.Done()
+		s.drain()
+		return nil
+	})
+	return group.Wait()
+}
+
+func serving(what string, err error) error {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return fmt.Errorf("%s server: %w", what, err)
+}
+
+func (s *servers) drain() {
+	s.health.Shutdown()
+	//nolint:contextcheck // the run's context is over; this is what comes after
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(context.Background()), drainTimeout)
+	defer cancel()
+	stopped := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(stopped)
+	}()
+	if err := s.http.Shutdown(ctx); err != nil {
+		_ = s.http.Close() // cut off what does not end by itself
+	}
+	select {
+	case <-stopped:
+	case <-ctx.Done():
+		s.grpc.Stop()
+		<-stopped
+	}
+	if err := s.metrics.Shutdown(ctx); err != nil {
+		_ = s.metrics.Close()
+	}
+}
+
+// watchHealth keeps the gRPC health status in step with the checks.
+func (s *servers) watchHealth(ctx context.Context) {
+	ticker := time.NewTicker(healthInterval)
+	defer ticker.Stop()
+	for {
+		status := healthpb.HealthCheckResponse_SERVING
+		for _, c := range s.checks {
+			if err := c.Func(ctx); err != nil {
+				status = healthpb.HealthCheckResponse_NOT_SERVING
+			}
+		}
+		s.health.SetServingStatus("", status)
+		s.health.SetServingStatus(dkimv1.KeyManagement_ServiceDesc.ServiceName, status)
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}

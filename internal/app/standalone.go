@@ -1,0 +1,337 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/config"
+	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/embedetcd"
+	"github.com/dkimzone/dkimzone/internal/envelope"
+	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/pki"
+	"github.com/dkimzone/dkimzone/internal/replica"
+	"github.com/dkimzone/dkimzone/internal/schema"
+	"github.com/dkimzone/dkimzone/internal/telemetry"
+)
+
+// Standalone says how to run everything in one process.
+type Standalone struct {
+	DataDir string // created with mode 0700 when absent
+	Zone    string // created on the first start
+	DNS     string // address of the name server, UDP and TCP
+	Listen
+	Logger *slog.Logger
+	// Out gets the few lines that tell a person how to go on.
+	Out io.Writer
+	// Started, if not nil, is called with the bound addresses once all serve.
+	Started func(Addresses)
+}
+
+// Addresses are the sockets of a running dkimd.
+type Addresses struct {
+	DNS, GRPC, HTTP, Metrics string
+	ClientConfig             string // path of dkimctl.yaml
+}
+
+// renewInterval is how often certificates are looked at for renewal.
+const renewInterval = 12 * time.Hour
+
+// Run runs until ctx ends and everything is stopped and on disk, or until
+// something fails.
+func (o Standalone) Run(ctx context.Context) (err error) {
+	zone, err := dnsname.ParseZone(o.Zone)
+	if err != nil {
+		return fmt.Errorf("--zone: %w", err)
+	}
+	dir, err := filepath.Abs(o.DataDir)
+	if err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	if err := probeDNS(o.DNS); err != nil {
+		return err
+	}
+	bound, err := o.bind()
+	if err != nil {
+		return err
+	}
+	defer bound.close()
+
+	etcd, err := embedetcd.Start(ctx, embedetcd.Config{Dir: filepath.Join(dir, "etcd"), Logger: o.Logger})
+	if err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	defer etcd.Close()
+	store := keystore.New(etcd.Client(), storeTimeout)
+	if err := ensureZone(ctx, store, zone, o.DNS); err != nil {
+		return err
+	}
+	kek, err := ensureKeyFile(ctx, store, dir)
+	if err != nil {
+		return err
+	}
+	backend, err := newBackend(ctx, etcd.Client(), kek, o.Logger)
+	if err != nil {
+		return err
+	}
+	defer backend.close()
+
+	ns, err := o.startDNS(ctx, etcd, store, dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ns.stop()) }()
+
+	certs, err := ensureCertificates(dir, bound, time.Now())
+	if err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	tlsConfig, err := pki.ServerTLS(certs.ca, certs.serverCert, certs.serverKey, o.Logger)
+	if err != nil {
+		return err
+	}
+	addresses := Addresses{
+		DNS: ns.address, GRPC: bound.grpc.Addr().String(), HTTP: bound.http.Addr().String(),
+		Metrics: bound.metrics.Addr().String(), ClientConfig: filepath.Join(dir, "dkimctl.yaml"),
+	}
+	if err := writeClientConfig(ctx, store, certs, addresses); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+
+	follow := followZones(store, func(ctx context.Context, zones []string) error {
+		return errors.Join(ns.reload(zones), writeClientConfig(ctx, store, certs, addresses))
+	}, o.Logger)
+	srv := newServers(bound, tlsConfig, backend, []telemetry.Check{ns.check()}, o.Logger, follow)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-etcd.Done():
+			cancel(errors.New("the embedded etcd has stopped"))
+		case <-ctx.Done():
+		}
+	}()
+	go renewCertificates(ctx, dir, bound, o.Logger)
+	o.greet(zone, addresses)
+	if o.Started != nil {
+		o.Started(addresses)
+	}
+	if err := srv.run(ctx); err != nil {
+		return err
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// ensureZone creates the zone on the first start, with one name server: this
+// process.
+func ensureZone(ctx context.Context, store *keystore.Store, zone dnsname.Zone, dnsListen string) error {
+	_, err := store.Zone(ctx, zone)
+	if err == nil || !errors.Is(err, keystore.ErrZoneNotFound) {
+		return err
+	}
+	host, _, err := net.SplitHostPort(askable(dnsListen))
+	if err != nil {
+		return fmt.Errorf("--dns-listen: %w", err)
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return fmt.Errorf("--dns-listen: %w; give an IP address, it becomes the address of the zone's name server", err)
+	}
+	_, err = store.CreateZone(ctx, keystore.Zone{Name: zone, Apex: schema.Apex{
+		NameServers: []schema.NameServer{{Name: "ns1." + string(zone), Addresses: []netip.Addr{addr}}},
+		Mailbox:     "hostmaster." + string(zone),
+		ApexTTL:     86400, Refresh: 3600, Retry: 600, Expire: 1209600, NegativeTTL: 300, RecordTTL: 3600,
+		CreateTime: time.Now(),
+	}})
+	return err
+}
+
+// ensureKeyFile returns the URL of the key-encryption key in the data directory.
+// It makes one only while nothing is encrypted with another.
+func ensureKeyFile(ctx context.Context, store *keystore.Store, dir string) (string, error) {
+	file := filepath.Join(dir, "kek.key")
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
+		brand, err := store.AnyDataKeyBrand(ctx)
+		if err != nil {
+			return "", err
+		}
+		if brand != "" {
+			return "", fmt.Errorf("%s is missing, but private keys are stored that only it can open: put it back from your backup", file)
+		}
+		if err := envelope.CreateKeyFile(file); err != nil {
+			return "", fmt.Errorf("--data-dir: %w", err)
+		}
+	}
+	return "file://" + file, nil
+}
+
+func (o Standalone) startDNS(ctx context.Context, etcd *embedetcd.Server, store *keystore.Store, dir string) (*nameServer, error) {
+	zones, err := zoneNames(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	replicas := filepath.Join(dir, "replica")
+	// The name is unique in the process, as tests run several at a time.
+	unregister := replica.RegisterInProcess(dir, etcd.Client())
+	ns := &nameServer{listen: o.DNS, dataDir: replicas, source: replica.InProcessScheme + dir, released: unregister}
+	if err := ns.start(zones, o.Logger); err != nil {
+		unregister()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// maxZones is how many zones one process serves at most; a provider has a few.
+const maxZones = 1000
+
+func zoneNames(ctx context.Context, store *keystore.Store) ([]string, error) {
+	zones, _, err := store.Zones(ctx, "", maxZones)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(zones))
+	for i, z := range zones {
+		names[i] = string(z.Name)
+	}
+	return names, nil
+}
+
+// followZones calls changed with the names of all zones after a caller created or
+// deleted one.
+func followZones(store *keystore.Store, changed func(context.Context, []string) error, logger *slog.Logger) grpc.UnaryServerInterceptor {
+	methods := []string{
+		dkimv1.KeyManagement_CreateZone_FullMethodName, dkimv1.KeyManagement_UpdateZone_FullMethodName, dkimv1.KeyManagement_DeleteZone_FullMethodName,
+	}
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		resp, err := handler(ctx, req)
+		if err != nil || !slices.Contains(methods, info.FullMethod) {
+			return resp, err
+		}
+		zones, zerr := zoneNames(ctx, store)
+		if zerr == nil && len(zones) > 0 {
+			zerr = changed(ctx, zones)
+		}
+		if zerr != nil {
+			logger.LogAttrs(ctx, slog.LevelError, "DNS goes on with the zones it had", slog.Any("error", zerr))
+		}
+		return resp, nil
+	}
+}
+
+// certificates are the files of an installation's own PKI.
+type certificates struct {
+	ca, serverCert, serverKey, adminCert, adminKey string
+}
+
+func ensureCertificates(dir string, bound *listeners, now time.Time) (certificates, error) {
+	ca, err := pki.EnsureCA(filepath.Join(dir, "pki"), now)
+	if err != nil {
+		return certificates{}, err
+	}
+	c := certificates{ca: ca.CertFile()}
+	if c.serverCert, c.serverKey, err = ca.EnsureServer("server", certificateHosts(bound), now); err != nil {
+		return certificates{}, err
+	}
+	c.adminCert, c.adminKey, err = ca.EnsureClient("admin", pki.Identity{Role: string(authn.Admin), Name: "admin"}, now)
+	return c, err
+}
+
+// certificateHosts are the names by which clients may call the server.
+func certificateHosts(bound *listeners) []string {
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	for _, ln := range []net.Listener{bound.grpc, bound.http} {
+		host, _, err := net.SplitHostPort(ln.Addr().String())
+		if err != nil {
+			continue
+		}
+		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+			if name, err := os.Hostname(); err == nil && !slices.Contains(hosts, name) {
+				hosts = append(hosts, name)
+			}
+			continue
+		}
+		if !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
+}
+
+func renewCertificates(ctx context.Context, dir string, bound *listeners, logger *slog.Logger) {
+	ticker := time.NewTicker(renewInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			if _, err := ensureCertificates(dir, bound, now); err != nil {
+				logger.LogAttrs(ctx, slog.LevelError, "certificates not renewed", slog.Any("error", err))
+			}
+		}
+	}
+}
+
+// writeClientConfig writes dkimctl.yaml, with the port of this name server, which
+// in a first try is not 53.
+func writeClientConfig(ctx context.Context, store *keystore.Store, certs certificates, a Addresses) error {
+	c := config.Client{
+		Address: askable(a.GRPC), CAFile: certs.ca, CertFile: certs.adminCert, KeyFile: certs.adminKey,
+		NameServers: make(map[string]netip.AddrPort),
+	}
+	own, err := netip.ParseAddrPort(askable(a.DNS))
+	if err != nil {
+		return fmt.Errorf("address of the name server: %w", err)
+	}
+	zones, _, err := store.Zones(ctx, "", maxZones)
+	if err != nil {
+		return err
+	}
+	for _, z := range zones {
+		for _, ns := range z.NameServers {
+			if slices.Contains(ns.Addresses, own.Addr()) {
+				c.NameServers[ns.Name] = own
+			}
+		}
+	}
+	return c.Write(a.ClientConfig)
+}
+
+func (o Standalone) greet(zone dnsname.Zone, a Addresses) {
+	host, port, err := net.SplitHostPort(askable(a.DNS))
+	if err != nil {
+		host, port = a.DNS, "53"
+	}
+	fmt.Fprintf(o.Out, `dkimd serves zone %s
+  DNS      %s (UDP and TCP)
+  gRPC     %s (mutual TLS; client configuration %s)
+  HTTPS    %s (mutual TLS)
+  metrics  http://%s/metrics
+
+Go on in another terminal:
+  bin/dkimctl brand create acme
+  bin/dkimctl domain provision acme spamtrap.dk --wait
+  dig @%s -p %s TXT selector1-spamtrap-dk._domainkey.%s
+
+Ctrl-C stops it; the data stays in %s.
+`, zone, a.DNS, a.GRPC, a.ClientConfig, a.HTTP, a.Metrics, host, port, zone, filepath.Dir(a.ClientConfig))
+}

@@ -1,0 +1,235 @@
+// Package bench_test measures dkimd as its callers see it: a whole `dkimd
+// standalone` with real writes to disk, called over mutual TLS.
+package bench_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/app"
+	"github.com/dkimzone/dkimzone/internal/config"
+	"github.com/dkimzone/dkimzone/internal/etcdclient"
+	"github.com/dkimzone/dkimzone/internal/pki"
+	"github.com/dkimzone/dkimzone/internal/replica"
+)
+
+const zone = "keys.example.net"
+
+// standalone is a running `dkimd standalone` with a brand "acme".
+type standalone struct {
+	client  dkimv1.KeyManagementClient
+	dataDir string
+}
+
+func start(b *testing.B) *standalone {
+	b.Helper()
+	s := &standalone{dataDir: b.TempDir()}
+	ctx, cancel := context.WithCancel(b.Context())
+	started := make(chan app.Addresses, 1)
+	done := make(chan error, 1)
+	go func() {
+		done <- app.Standalone{
+			DataDir: s.dataDir, Zone: zone, DNS: freeAddress(b),
+			Listen: app.Listen{GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0", Metrics: "127.0.0.1:0"},
+			Logger: slog.New(slog.DiscardHandler), Out: io.Discard,
+			Started: func(a app.Addresses) { started <- a },
+		}.Run(ctx)
+	}()
+	b.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.Errorf("dkimd: %v", err)
+		}
+	})
+	var a app.Addresses
+	select {
+	case a = <-started:
+	case err := <-done:
+		done <- nil
+		b.Fatalf("dkimd: %v", err)
+	}
+	c, err := config.Load(a.ClientConfig)
+	if err != nil {
+		b.Fatal(err)
+	}
+	tlsConfig, err := pki.ClientTLS(c.CAFile, c.CertFile, c.KeyFile, "", slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	conn, err := grpc.NewClient(a.GRPC, grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = conn.Close() })
+	s.client = dkimv1.NewKeyManagementClient(conn)
+	if _, err := s.client.CreateBrand(b.Context(), &dkimv1.CreateBrandRequest{BrandId: "acme"}); err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+// freeAddress is a loopback address nobody listens on.
+func freeAddress(b *testing.B) string {
+	b.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	return ln.Addr().String()
+}
+
+func (s *standalone) provision(ctx context.Context, n int64, a dkimv1.KeyAlgorithm) (*dkimv1.Domain, error) {
+	return s.client.ProvisionDomain(ctx, &dkimv1.ProvisionDomainRequest{
+		Name: fmt.Sprintf("brands/acme/domains/d%d.example", n), Algorithm: a,
+	})
+}
+
+// waitForKeys returns when the pool holds keys for a domain of two selectors.
+func (s *standalone) waitForKeys(b *testing.B) {
+	b.Helper()
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for range poll.C {
+		families, err := prometheus.DefaultGatherer.Gather()
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() != "dkimd_keygen_stock" {
+				continue
+			}
+			for _, m := range f.GetMetric() {
+				if m.GetLabel()[0].GetValue() == "rsa2048" && m.GetGauge().GetValue() >= 2 {
+					return
+				}
+			}
+		}
+	}
+}
+
+// times collects durations and reports their percentiles.
+type times struct {
+	mu sync.Mutex
+	d  []time.Duration
+}
+
+func (t *times) add(d time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.d = append(t.d, d)
+}
+
+func (t *times) report(b *testing.B, what string) {
+	b.Helper()
+	if len(t.d) == 0 {
+		return
+	}
+	slices.Sort(t.d)
+	at := func(q float64) float64 {
+		return float64(t.d[min(len(t.d)-1, int(q*float64(len(t.d))))].Microseconds()) / 1000
+	}
+	b.ReportMetric(at(.5), "ms-"+what+"-p50")
+	b.ReportMetric(at(.99), "ms-"+what+"-p99")
+}
+
+// BenchmarkProvisionEd25519 provisions domains of two selectors from 64 callers
+// at a time.
+func BenchmarkProvisionEd25519(b *testing.B) {
+	s := start(b)
+	var n atomic.Int64
+	var calls times
+	b.SetParallelism(32) // times GOMAXPROCS
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			began := time.Now()
+			if _, err := s.provision(b.Context(), n.Add(1), dkimv1.KeyAlgorithm_KEY_ALGORITHM_ED25519); err != nil {
+				b.Error(err)
+				return
+			}
+			calls.add(time.Since(began))
+		}
+	})
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "domains/s")
+	calls.report(b, "call")
+}
+
+// BenchmarkProvisionRSA2048 is one caller at a time with keys in the pool: the
+// benchmark waits for the pool between calls.
+func BenchmarkProvisionRSA2048(b *testing.B) {
+	s := start(b)
+	var calls times
+	for i := range int64(b.N) {
+		b.StopTimer()
+		s.waitForKeys(b)
+		b.StartTimer()
+		began := time.Now()
+		if _, err := s.provision(b.Context(), i, dkimv1.KeyAlgorithm_KEY_ALGORITHM_RSA_2048); err != nil {
+			b.Fatal(err)
+		}
+		calls.add(time.Since(began))
+	}
+	b.StopTimer()
+	calls.report(b, "call")
+}
+
+// BenchmarkWriteToServed writes 1 000 domains (Ed25519, two records each) per
+// second and measures from the answer of the call to the moment the name
+// server's replica holds the change.
+func BenchmarkWriteToServed(b *testing.B) {
+	const perSecond = 1000
+	s := start(b)
+	handle, err := replica.Acquire(replica.Config{
+		Zone: zone, Dir: filepath.Join(s.dataDir, "replica"),
+		Etcd: etcdclient.Config{Endpoints: []string{replica.InProcessScheme + s.dataDir}},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(handle.Release)
+
+	var calls, served times
+	var wg sync.WaitGroup
+	pace := time.NewTicker(time.Second / perSecond)
+	defer pace.Stop()
+	b.ResetTimer()
+	for i := range int64(b.N) {
+		<-pace.C
+		wg.Go(func() {
+			began := time.Now()
+			d, err := s.provision(b.Context(), i, dkimv1.KeyAlgorithm_KEY_ALGORITHM_ED25519)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			answered := time.Now()
+			if err := handle.WaitRevision(b.Context(), d.GetRevision()); err != nil {
+				b.Error(err)
+				return
+			}
+			calls.add(answered.Sub(began))
+			served.add(time.Since(answered))
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "writes/s")
+	calls.report(b, "call")
+	served.report(b, "served")
+}
