@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 )
 
@@ -129,7 +130,7 @@ func checkMember(dir string) error {
 	}
 	db, err := bbolt.Open(file, fileutil.PrivateFileMode, &bbolt.Options{ReadOnly: true, Timeout: time.Millisecond})
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bbolterrors.ErrTimeout):
 		return fmt.Errorf("%w: %s", ErrInUse, dir)
 	case err != nil:
 		return fmt.Errorf("%w: %s: %w", ErrUnusableDir, file, err)

@@ -59,7 +59,7 @@ func readKeyFile(path string) (key [32]byte, err error) {
 	if err != nil {
 		return key, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	info, err := f.Stat()
 	if err != nil {
 		return key, err
@@ -111,7 +111,7 @@ func writeNew(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(temp.Name())
+	defer func() { _ = os.Remove(temp.Name()) }() // at worst it stays
 	_, err = temp.Write(data)
 	if err == nil {
 		err = temp.Sync()

@@ -217,8 +217,7 @@ func newCertSource(certFile, keyFile string, logger *slog.Logger) (*certSource, 
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		configErr := &ConfigError{Field: "CertFile", Reason: "is no certificate for the key in KeyFile", Err: err}
-		var pathErr *os.PathError
-		if errors.As(err, &pathErr) {
+		if pathErr, ok := errors.AsType[*os.PathError](err); ok {
 			configErr.Reason = "cannot be read"
 			if pathErr.Path == keyFile {
 				configErr.Field = "KeyFile"

@@ -14,7 +14,7 @@ func readPrivate(file string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read private key: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("read private key: %w", err)
@@ -47,7 +47,7 @@ func place(file string, data []byte, mode os.FileMode, move func(from, to string
 	if err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
 	}
-	defer os.Remove(temp.Name()) // fails after a rename
+	defer func() { _ = os.Remove(temp.Name()) }() // after a rename it is gone
 	_, err = temp.Write(data)
 	if err == nil {
 		err = temp.Chmod(mode)

@@ -20,10 +20,10 @@ import (
 
 var discard = slog.New(slog.DiscardHandler)
 
-// handshake connects client to server over a pipe and passes one octet each
-// way, since with TLS 1.3 a client learns only then that it was refused. It
-// returns what each side saw.
-func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, clientSaw tls.ConnectionState) {
+// handshake connects client to server over a pipe and passes one octet
+// back, since with TLS 1.3 a client learns only then that it was refused. It
+// returns what the client saw, and the errors of both sides.
+func handshake(t *testing.T, server, client *tls.Config) (clientSaw tls.ConnectionState, serverErr, clientErr error) {
 	t.Helper()
 	a, b := net.Pipe()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -48,7 +48,7 @@ func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr e
 		b.Close()
 	}
 	serverErr = <-done
-	return serverErr, clientErr, c.ConnectionState()
+	return c.ConnectionState(), serverErr, clientErr
 }
 
 // world is a CA with a server and a client.
@@ -78,7 +78,7 @@ func newWorld(t *testing.T) *world {
 
 func TestHandshake(t *testing.T) {
 	w := newWorld(t)
-	serverErr, clientErr, state := handshake(t, w.serverConfig, w.clientConfig)
+	state, serverErr, clientErr := handshake(t, w.serverConfig, w.clientConfig)
 	if serverErr != nil || clientErr != nil {
 		t.Fatalf("server: %v, client: %v", serverErr, clientErr)
 	}
@@ -166,7 +166,7 @@ func TestHandshakeRefused(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			serverErr, clientErr, _ := handshake(t, tt.server, tt.client)
+			_, serverErr, clientErr := handshake(t, tt.server, tt.client)
 			if serverErr == nil || clientErr == nil {
 				t.Fatalf("server: %v, client: %v; want both to fail", serverErr, clientErr)
 			}
@@ -204,7 +204,7 @@ func TestPeersAuthenticateEachOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if serverErr, clientErr, _ := handshake(t, server, client); serverErr != nil || clientErr != nil {
+	if _, serverErr, clientErr := handshake(t, server, client); serverErr != nil || clientErr != nil {
 		t.Errorf("server: %v, client: %v", serverErr, clientErr)
 	}
 }
@@ -306,7 +306,7 @@ func TestReloader(t *testing.T) {
 // The whole way: a server that runs shows its renewed certificate.
 func TestRenewalWithoutRestart(t *testing.T) {
 	w := newWorld(t)
-	if serverErr, clientErr, state := handshake(t, w.serverConfig, w.clientConfig); serverErr != nil || clientErr != nil || len(state.PeerCertificates) == 0 {
+	if state, serverErr, clientErr := handshake(t, w.serverConfig, w.clientConfig); serverErr != nil || clientErr != nil || len(state.PeerCertificates) == 0 {
 		t.Fatalf("server: %v, client: %v", serverErr, clientErr)
 	}
 	before := parse(t, w.serverCert)
@@ -324,7 +324,7 @@ func TestRenewalWithoutRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(11 * time.Second)
-		serverErr, clientErr, state := handshake(t, server, client)
+		state, serverErr, clientErr := handshake(t, server, client)
 		if serverErr != nil || clientErr != nil {
 			t.Fatalf("server: %v, client: %v", serverErr, clientErr)
 		}
