@@ -1,0 +1,88 @@
+// Package harness builds the programs of this repository, and etcd, and runs
+// them as separate processes on loopback, for tests.
+//
+// A test package that uses it has this TestMain:
+//
+//	func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
+package harness
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// Program is the import path of a main package.
+type Program string
+
+// The programs that tests start.
+const (
+	Dkimd   Program = "github.com/dkimzone/dkimzone/cmd/dkimd"
+	Dkimctl Program = "github.com/dkimzone/dkimzone/cmd/dkimctl"
+	CoreDNS Program = "github.com/dkimzone/dkimzone/cmd/coredns"
+	Etcd    Program = "go.etcd.io/etcd/server/v3"
+)
+
+func (p Program) name() string {
+	if p == Etcd {
+		return "etcd"
+	}
+	return path.Base(string(p))
+}
+
+var (
+	binDir string // set by Main
+
+	builds = map[Program]func() error{}
+)
+
+func init() {
+	for _, p := range []Program{Dkimd, Dkimctl, CoreDNS, Etcd} {
+		builds[p] = sync.OnceValue(p.build)
+	}
+}
+
+// Main runs the tests of m and removes the programs that were built for them.
+// It returns the exit code.
+func Main(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "dkimzone-bin-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	binDir = dir
+	return m.Run()
+}
+
+// Path is the file of the program, which is built on first use: with the race
+// detector if the test was built with it, except for etcd, which is not ours to
+// check.
+func (p Program) Path(tb testing.TB) string {
+	tb.Helper()
+	if err := builds[p](); err != nil {
+		tb.Fatal(err)
+	}
+	return p.file()
+}
+
+func (p Program) file() string { return filepath.Join(binDir, p.name()) }
+
+func (p Program) build() error {
+	if binDir == "" {
+		return fmt.Errorf("build %s: TestMain does not call harness.Main", p)
+	}
+	args := []string{"build", "-o", p.file()}
+	if raceEnabled && p != Etcd {
+		args = append(args, "-race")
+	}
+	cmd := exec.Command("go", append(args, string(p))...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", cmd, err, out)
+	}
+	return nil
+}

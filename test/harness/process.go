@@ -1,0 +1,193 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Process is a program that runs beside the test. Its methods are safe for
+// concurrent use.
+type Process struct {
+	name string
+	cmd  *exec.Cmd
+	out  buffer
+	done chan struct{} // closed once the process has ended
+}
+
+// Start starts a program with additional environment variables KEY=VALUE. It is
+// killed at the end of the test. What it wrote is then looked through for traces
+// of a crash, of a data race and of private keys, and is shown if the test has
+// failed. The name says which process it is.
+func Start(tb testing.TB, name string, p Program, env []string, args ...string) *Process {
+	tb.Helper()
+	cmd := exec.Command(p.Path(tb), args...)
+	proc := &Process{name: name, cmd: cmd, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = &proc.out, &proc.out
+	cmd.Env = environment(tb, env)
+	cmd.Dir = tb.TempDir()
+	cmd.SysProcAttr = childAttr()
+	if err := cmd.Start(); err != nil {
+		tb.Fatalf("start %s: %v", name, err)
+	}
+	go func() {
+		_ = cmd.Wait() // ExitCode tells
+		close(proc.done)
+	}()
+	tb.Cleanup(func() {
+		proc.Kill()
+		checkOutput(tb, name, proc.Output())
+		if tb.Failed() {
+			tb.Logf("output of %s, pid %d, exit code %d:\n%s", name, cmd.Process.Pid, proc.cmd.ProcessState.ExitCode(), tail(proc.Output()))
+		}
+	})
+	return proc
+}
+
+// Kill ends the process with SIGKILL and returns when it has ended. A process
+// that has ended already is left alone.
+func (p *Process) Kill() {
+	p.signal(syscall.SIGKILL)
+	<-p.done
+}
+
+// Terminate asks the process to end, with SIGTERM.
+func (p *Process) Terminate() { p.signal(syscall.SIGTERM) }
+
+// Pause stops the process with SIGSTOP until Resume: it keeps its memory and
+// its sockets and answers nothing.
+func (p *Process) Pause() { p.signal(syscall.SIGSTOP) }
+
+// Resume lets a paused process go on.
+func (p *Process) Resume() { p.signal(syscall.SIGCONT) }
+
+// signal needs no error: it is only lost on a process that has ended.
+func (p *Process) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
+
+// Exit waits for the process to end by itself and returns its exit code, -1 if a
+// signal ended it. It ends the test when the process runs longer than limit.
+func (p *Process) Exit(tb testing.TB, limit time.Duration) int {
+	tb.Helper()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode()
+	case <-timer.C:
+		tb.Fatalf("%s still runs after %v", p.name, limit)
+		return 0
+	}
+}
+
+// Running reports an error once the process has ended.
+func (p *Process) Running() error {
+	select {
+	case <-p.done:
+		return errors.New(p.name + " has ended: " + p.cmd.ProcessState.String())
+	default:
+		return nil
+	}
+}
+
+// Output is what the process has written so far to standard output and standard
+// error.
+func (p *Process) Output() string { return p.out.String() }
+
+// Result is how a program ended that Run ran.
+type Result struct {
+	Stdout, Stderr string
+	Code           int // exit code, -1 if a signal ended it
+}
+
+// runLimit ends a program that Run runs and that hangs.
+const runLimit = 2 * time.Minute
+
+// Run runs a program to its end in the given working directory, with additional
+// environment variables KEY=VALUE. What it writes is looked through as in Start.
+func Run(tb testing.TB, dir string, p Program, env []string, args ...string) Result {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, p.Path(tb), args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Env, cmd.Dir, cmd.SysProcAttr = environment(tb, env), dir, childAttr()
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		tb.Fatalf("run %s: %v", p.name(), err)
+	}
+	if ctx.Err() != nil {
+		tb.Fatalf("%v: still running after %v\n%s%s", cmd, runLimit, stdout.String(), stderr.String())
+	}
+	checkOutput(tb, p.name(), stdout.String()+stderr.String())
+	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// environment is that of the test without what sets up the programs, and with a
+// home directory of its own.
+func environment(tb testing.TB, more []string) []string {
+	tb.Helper()
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		for _, prefix := range []string{"DKIMD_", "DKIMCTL_", "ETCD_", "HOME=", "XDG_"} {
+			if strings.HasPrefix(v, prefix) {
+				return true
+			}
+		}
+		return false
+	})
+	// The race detector waits a second at the end of each process by default.
+	return append(append(env, "HOME="+tb.TempDir(), "GORACE=atexit_sleep_ms=0"), more...)
+}
+
+// checkOutput fails the test for what no process may ever write.
+func checkOutput(tb testing.TB, name, output string) {
+	tb.Helper()
+	for _, bad := range []string{"WARNING: DATA RACE", "\npanic: ", "fatal error: ", "PRIVATE KEY-----"} {
+		if i := strings.Index("\n"+output, bad); i >= 0 {
+			tb.Errorf("%s wrote %q:\n%s", name, strings.TrimSpace(bad), head(output[max(i-1, 0):]))
+		}
+	}
+}
+
+const shown = 16 << 10
+
+func head(s string) string {
+	if len(s) > shown {
+		return s[:shown] + "\n[cut]"
+	}
+	return s
+}
+
+func tail(s string) string {
+	if len(s) > shown {
+		return "[cut]\n" + s[len(s)-shown:]
+	}
+	return s
+}
+
+// buffer is a bytes.Buffer for concurrent use.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
