@@ -13,8 +13,6 @@ import (
 	"runtime"
 	"time"
 
-	"gocloud.dev/secrets"
-
 	"github.com/dkimzone/dkimzone/internal/envelope"
 	"github.com/dkimzone/dkimzone/internal/keygen"
 	"github.com/dkimzone/dkimzone/internal/keypair"
@@ -75,8 +73,7 @@ func (b *listeners) close() {
 
 // bindCause is the part of a bind error that says what is wrong.
 func bindCause(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Err
 	}
 	return err
@@ -86,19 +83,19 @@ func bindCause(err error) error {
 type backend struct {
 	store  *keystore.Store
 	pool   *keygen.Pool
-	keeper *secrets.Keeper
+	keeper io.Closer // of the key-encryption key
 	api    *service.Service
 }
 
 // newBackend opens the key-encryption key, makes sure that it is the one that
 // the stored data keys were wrapped with, and starts to generate keys.
 func newBackend(ctx context.Context, client keystore.Client, kekURL string, logger *slog.Logger) (*backend, error) {
-	b := &backend{store: keystore.New(client, storeTimeout)}
-	var err error
-	if b.keeper, err = envelope.OpenKeeper(ctx, kekURL); err != nil {
+	keeper, err := envelope.OpenKeeper(ctx, kekURL)
+	if err != nil {
 		return nil, err
 	}
-	sealer := envelope.NewSealer(b.keeper, b.store)
+	b := &backend{store: keystore.New(client, storeTimeout), keeper: keeper}
+	sealer := envelope.NewSealer(keeper, b.store)
 	brand, err := b.store.AnyDataKeyBrand(ctx)
 	if err == nil && brand != "" {
 		err = sealer.Verify(ctx, brand)

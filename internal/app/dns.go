@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	stdlog "log"
+	stdlog "log" //nolint:depguard // CoreDNS logs through it; start brings that into ours
 	"log/slog"
 	"net"
 	"slices"

@@ -37,6 +37,7 @@ var shared = map[string]string{
 	"etcdclient": "keystore and replica reach the same etcd in the same way",
 	"authn":      "authz judges whom authn has recognised",
 	"authz":      "service asks it before every call",
+	"config":     "cli reads the configuration that app writes",
 	"embedetcd":  "app starts it",
 }
 
