@@ -110,14 +110,10 @@ func newBackend(ctx context.Context, client keystore.Client, kekURL string, logg
 	return b, nil
 }
 
-// stock is how many keys lie ready: some seconds' worth of provisioning, since
-// an RSA key takes a tenth of a second and more to find.
+// stock is how many keys lie ready: some seconds' worth of provisioning with the
+// default algorithm. Keys of the others are made when they are asked for.
 func stock() map[keypair.Algorithm]int {
-	return map[keypair.Algorithm]int{
-		keypair.RSA2048: 32 * runtime.GOMAXPROCS(0),
-		keypair.RSA3072: 4,
-		keypair.RSA4096: 4,
-	}
+	return map[keypair.Algorithm]int{keypair.RSA2048: 16 * runtime.GOMAXPROCS(0)}
 }
 
 func (b *backend) close() {

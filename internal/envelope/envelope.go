@@ -50,9 +50,9 @@ const (
 	newestValid = time.Minute
 )
 
-// DataKeyStore keeps the wrapped data keys of brands. Numbers begin anywhere
-// above 0 and grow; a number is never used again for another key. The methods
-// must be safe for concurrent use.
+// DataKeyStore keeps the wrapped data keys of brands, numbered from 1. It never
+// drops one, not even with its brand: a Sealer of another process may go on
+// sealing under it. The methods must be safe for concurrent use.
 type DataKeyStore interface {
 	// NewestDataKey returns the data key with the highest number, or 0 when
 	// the brand has none.
@@ -85,11 +85,6 @@ func NewSealer(keeper *secrets.Keeper, store DataKeyStore) *Sealer {
 // Seal seals plaintext for the resource of that name, under the brand's newest
 // data key, which it makes when the brand has none. Each call gives another
 // result. name must tell the resource apart from all others of the brand.
-//
-// A brand that was deleted and created anew has other data keys. To be sure
-// that the value can be opened for ever, store it only if the data key of
-// [DataKeyNumber] is there in the same transaction; when it is not, Forget the
-// brand and seal again.
 func (s *Sealer) Seal(ctx context.Context, brand, name string, plaintext []byte) ([]byte, error) {
 	n, aead, err := s.newest(ctx, brand)
 	if err != nil {
@@ -131,21 +126,6 @@ func (s *Sealer) Verify(ctx context.Context, brand string) error {
 	}
 	_, err = s.unwrap(ctx, brand, n, wrapped)
 	return err
-}
-
-// Forget drops the brand's data keys from memory. Call it when the brand was
-// deleted.
-func (s *Sealer) Forget(brand string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.brands, brand)
-}
-
-// DataKeyNumber returns the number of the data key that a value is sealed
-// under. Errors wrap ErrCorrupt.
-func DataKeyNumber(sealed []byte) (uint32, error) {
-	_, n, err := parseHeader(sealed)
-	return n, err
 }
 
 func parseHeader(sealed []byte) (header []byte, n uint32, err error) {
@@ -252,12 +232,7 @@ func (s *Sealer) numbered(ctx context.Context, brand string, n uint32) (cipher.A
 // create makes the brand's first data key, unless another process is quicker,
 // and returns the one that is stored.
 func (s *Sealer) create(ctx context.Context, brand string) (n uint32, wrapped []byte, err error) {
-	// Any number does, but for that of an earlier brand of the same name,
-	// under which a process may still be sealing.
-	var seed [4]byte
-	_, _ = rand.Read(seed[:]) // never fails
-	n = binary.BigEndian.Uint32(seed[:])>>1 | 1
-
+	n = 1
 	key := make([]byte, dataKeySize, dataKeySize+len(brand)+16)
 	_, _ = rand.Read(key)
 	wrapped, err = s.keeper.Encrypt(ctx, append(key, keyLabel(brand, n)...))
@@ -277,7 +252,7 @@ func (s *Sealer) create(ctx context.Context, brand string) (n uint32, wrapped []
 		return 0, nil, fmt.Errorf("read the newest data key of brand %s: %w", brand, err)
 	}
 	if n == 0 {
-		return 0, nil, fmt.Errorf("the first data key of brand %s was deleted just when it was made", brand)
+		return 0, nil, fmt.Errorf("the first data key of brand %s is not there although it was made", brand)
 	}
 	return n, wrapped, nil
 }
