@@ -204,7 +204,7 @@ func replace(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(temp.Name()) // fails after the rename
+	defer func() { _ = os.Remove(temp.Name()) }() // fails after the rename
 	_, err = temp.Write(data)
 	if err == nil {
 		err = temp.Sync()

@@ -53,8 +53,7 @@ func Find(flag string) (string, error) {
 
 // reason is err without the path, which the caller has named.
 func reason(err error) error {
-	var pathError *os.PathError
-	if errors.As(err, &pathError) {
+	if pathError, ok := errors.AsType[*os.PathError](err); ok {
 		return pathError.Err
 	}
 	return err
