@@ -34,13 +34,21 @@ Each flag can also be given as an environment variable: DKIMD_DATA_DIR for
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		RunE:          onlySubcommands,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			return fromEnvironment(cmd.Flags())
 		},
 	}
 	root.AddCommand(standaloneCommand(), serveCommand(), pkiCommand())
 	return root
+}
+
+// onlySubcommands is what a command does that is nothing by itself.
+func onlySubcommands(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unknown command %q; see %s --help", args[0], cmd.CommandPath())
+	}
+	return cmd.Help()
 }
 
 func standaloneCommand() *cobra.Command {
@@ -160,6 +168,7 @@ func pkiCommand() *cobra.Command {
 installation uses its own CA instead: dkimd wants server certificates for its
 listeners, and client certificates with the URI SAN
 spiffe://dkimzone/role/admin/NAME.`,
+		RunE: onlySubcommands,
 	}
 	cmd.PersistentFlags().StringVar(&dir, "dir", "./pki", "`directory` of the CA and the certificates")
 
