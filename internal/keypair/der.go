@@ -70,11 +70,7 @@ func parseDER(der []byte) (PublicKey, error) {
 		return PublicKey{}, invalid(ReasonBadEncoding)
 	}
 	if first.Tag == asn1.TagInteger {
-		key, err := parsePKCS1(der)
-		if err != nil {
-			return PublicKey{}, err
-		}
-		return newRSA(key)
+		return parsePKCS1(der)
 	}
 	return parseSPKI(der)
 }
@@ -99,11 +95,8 @@ func parseSPKI(der []byte) (PublicKey, error) {
 			return PublicKey{}, invalid(ReasonBadEncoding)
 		}
 	case info.Algorithm.Algorithm.Equal(oidRSA):
-		key, err := parsePKCS1(bits)
-		if err != nil {
-			return PublicKey{}, err
-		}
-		if k, err = newRSA(key); err != nil {
+		var err error
+		if k, err = parsePKCS1(bits); err != nil {
 			return PublicKey{}, err
 		}
 		canonical = k.Octets
@@ -117,28 +110,31 @@ func parseSPKI(der []byte) (PublicKey, error) {
 }
 
 // parsePKCS1 reads an RSAPublicKey and judges its numbers.
-func parsePKCS1(der []byte) (*rsa.PublicKey, error) {
+func parsePKCS1(der []byte) (PublicKey, error) {
 	var raw rsaPublicKey
 	rest, err := asn1.Unmarshal(der, &raw)
 	switch {
 	case err != nil:
-		return nil, invalid(ReasonBadEncoding)
+		return PublicKey{}, invalid(ReasonBadEncoding)
 	case len(rest) != 0:
-		return nil, invalid(ReasonTrailingData)
+		return PublicKey{}, invalid(ReasonTrailingData)
 	case raw.N.Sign() <= 0:
-		return nil, invalid(ReasonBadModulus)
-	case rsaAlgorithm(raw.N.BitLen()) == 0:
-		return nil, &InvalidError{Reason: ReasonBadKeySize, Bits: raw.N.BitLen()}
+		return PublicKey{}, invalid(ReasonBadModulus)
+	}
+	a := rsaAlgorithm(raw.N.BitLen())
+	switch {
+	case a == 0:
+		return PublicKey{}, &InvalidError{Reason: ReasonBadKeySize, Bits: raw.N.BitLen()}
 	case !isExponent(raw.E):
-		return nil, invalid(ReasonBadExponent)
+		return PublicKey{}, invalid(ReasonBadExponent)
 	case hasSmallFactor(raw.N):
-		return nil, invalid(ReasonBadModulus)
+		return PublicKey{}, invalid(ReasonBadModulus)
 	}
 	key := &rsa.PublicKey{N: raw.N, E: int(raw.E.Int64())}
 	if !bytes.Equal(der, x509.MarshalPKCS1PublicKey(key)) {
-		return nil, invalid(ReasonBadEncoding)
+		return PublicKey{}, invalid(ReasonBadEncoding)
 	}
-	return key, nil
+	return newRSA(a, key)
 }
 
 // isExponent accepts what crypto/rsa and the verifiers built on OpenSSL do.

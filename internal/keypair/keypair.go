@@ -40,7 +40,7 @@ func Generate(a Algorithm) (*KeyPair, error) {
 		if err != nil {
 			return nil, fmt.Errorf("generating an %v key: %w", a, err)
 		}
-		return newRSAPair(key)
+		return newRSAPair(a, key)
 	case Ed25519:
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
@@ -51,8 +51,8 @@ func Generate(a Algorithm) (*KeyPair, error) {
 	return nil, invalid(ReasonUnknownAlgorithm)
 }
 
-func newRSAPair(key *rsa.PrivateKey) (*KeyPair, error) {
-	public, err := newRSA(&key.PublicKey)
+func newRSAPair(a Algorithm, key *rsa.PrivateKey) (*KeyPair, error) {
+	public, err := newRSA(a, &key.PublicKey)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,7 @@ func Unmarshal(form []byte) (*KeyPair, error) {
 		if !ok {
 			return nil, invalid(ReasonBadStoredForm)
 		}
-		return newRSAPair(key)
+		return newRSAPair(a, key)
 	case Ed25519:
 		if len(body) != ed25519.SeedSize {
 			return nil, invalid(ReasonBadStoredForm)

@@ -93,7 +93,7 @@ func isRecord(text string) bool {
 }
 
 func parseRecord(text string) (PublicKey, error) {
-	record, err := dkimrecord.Parse(strings.Join(strings.Fields(text), " ")) // lines may have been broken anywhere
+	record, err := dkimrecord.Parse(strings.Join(strings.Fields(text), " ")) // line ends need not fold
 	switch {
 	case err != nil:
 		return PublicKey{}, &InvalidError{Reason: ReasonBadRecord, Err: err}
@@ -132,11 +132,7 @@ func newEd25519(point []byte) (PublicKey, error) {
 	return PublicKey{Algorithm: Ed25519, Octets: slices.Clone(point)}, nil
 }
 
-func newRSA(key *rsa.PublicKey) (PublicKey, error) {
-	a := rsaAlgorithm(key.N.BitLen())
-	if a == 0 {
-		return PublicKey{}, &InvalidError{Reason: ReasonBadKeySize, Bits: key.N.BitLen()}
-	}
+func newRSA(a Algorithm, key *rsa.PublicKey) (PublicKey, error) {
 	octets, err := x509.MarshalPKIXPublicKey(key)
 	if err != nil {
 		return PublicKey{}, invalid(ReasonBadEncoding)
