@@ -49,8 +49,7 @@ func (s *Store) CreateBrand(ctx context.Context, b Brand) (Brand, error) {
 		}
 		return Brand{}, fmt.Errorf("%w: %s", ErrZoneNotFound, b.Zone)
 	}
-	b.Revision = resp.Header.Revision
-	return b, nil
+	return brandFrom(&mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: resp.Header.Revision})
 }
 
 // Brand reads a brand. It returns ErrBrandNotFound.
@@ -94,26 +93,31 @@ func (s *Store) UpdateBrand(ctx context.Context, b Brand) (Brand, error) {
 		return Brand{}, err
 	}
 	if !resp.Succeeded {
-		return Brand{}, missingOrConflict(resp, 0, fmt.Errorf("%w: %s", ErrBrandNotFound, b.Name))
+		return Brand{}, missingOrConflict(resp, fmt.Errorf("%w: %s", ErrBrandNotFound, b.Name))
 	}
-	b.Revision = resp.Header.Revision
-	return b, nil
+	return brandFrom(&mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: resp.Header.Revision})
 }
 
-// DeleteBrand removes a brand and its data keys, if it is still the one b was
-// read as. It returns ErrBrandNotEmpty, ErrBrandNotFound and ErrConflict.
+// DeleteBrand removes a brand, if it is still the one b was read as. Its wrapped
+// data keys stay: another process may hold them and seal with them for a brand
+// of that name made anew. It returns ErrBrandNotEmpty, ErrBrandNotFound and
+// ErrConflict.
 func (s *Store) DeleteBrand(ctx context.Context, b Brand) error {
-	key := schema.BrandKey(b.Name)
-	resp, err := s.txn(ctx,
-		[]clientv3.Cmp{unchanged(key, b.Revision), noneUnder(schema.DomainPrefix(b.Name))},
-		[]clientv3.Op{
-			clientv3.OpDelete(key),
-			clientv3.OpDelete(schema.DataKeyPrefix(b.Name), clientv3.WithPrefix()),
-		},
-		[]clientv3.Op{
-			clientv3.OpGet(key),
-			clientv3.OpGet(schema.DomainPrefix(b.Name), clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()),
-		})
+	key, domains := schema.BrandKey(b.Name), schema.DomainPrefix(b.Name)
+	anyDomain := clientv3.OpGet(domains, clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly())
+	// A look first: to find that the comparison below does not hold, etcd would
+	// read all domains of a large brand.
+	resp, err := s.txn(ctx, nil, []clientv3.Op{anyDomain}, nil)
+	if err != nil {
+		return err
+	}
+	if readAt(resp, 0) != nil {
+		return fmt.Errorf("%w: %s", ErrBrandNotEmpty, b.Name)
+	}
+	resp, err = s.txn(ctx,
+		[]clientv3.Cmp{unchanged(key, b.Revision), noneUnder(domains)},
+		[]clientv3.Op{clientv3.OpDelete(key)},
+		[]clientv3.Op{clientv3.OpGet(key), anyDomain})
 	if err != nil {
 		return err
 	}
@@ -121,7 +125,7 @@ func (s *Store) DeleteBrand(ctx context.Context, b Brand) error {
 		if readAt(resp, 0) != nil && readAt(resp, 1) != nil {
 			return fmt.Errorf("%w: %s", ErrBrandNotEmpty, b.Name)
 		}
-		return missingOrConflict(resp, 0, fmt.Errorf("%w: %s", ErrBrandNotFound, b.Name))
+		return missingOrConflict(resp, fmt.Errorf("%w: %s", ErrBrandNotFound, b.Name))
 	}
 	return nil
 }

@@ -3,9 +3,9 @@ package keystore
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
@@ -15,7 +15,8 @@ import (
 // Change is everything one transaction does to a domain.
 type Change struct {
 	// Domain as it will stand. Its Revision is the one it was read at, 0 for a
-	// new domain, whose HostLabel is then left empty for Apply to choose.
+	// new domain, whose HostLabel is then left empty for Apply to choose. Its
+	// UpdateTime is the time of the change.
 	Domain Domain
 	// Publish holds the records to write.
 	Publish []Publication
@@ -33,12 +34,16 @@ type Publication struct {
 }
 
 // labelRaces is how often Apply starts again when somebody else claims a host
-// label between its look and its transaction.
+// label, or changes the brand, between its look and its transaction.
 const labelRaces = 8
+
+// maxTxnOps is etcd's bound of a transaction (--max-txn-ops).
+const maxTxnOps = 128
 
 // Apply carries out a change in one transaction and returns the domain as
 // stored. It returns ErrConflict if the domain is no longer the one the change
-// was computed from, ErrBrandNotFound, ErrZoneNotFound, or a *ClaimError.
+// was computed from, or the brand not in the domain's zone; ErrBrandNotFound,
+// ErrZoneNotFound, ErrTooManyKeys, or a *ClaimError.
 func (s *Store) Apply(ctx context.Context, c Change) (Domain, error) {
 	for range labelRaces {
 		d, again, err := s.tryApply(ctx, c)
@@ -51,11 +56,12 @@ func (s *Store) Apply(ctx context.Context, c Change) (Domain, error) {
 
 func (s *Store) tryApply(ctx context.Context, c Change) (_ Domain, again bool, _ error) {
 	d := c.Domain
+	brandKey := schema.BrandKey(d.Brand)
 	if d.Revision != 0 {
-		return s.commit(ctx, c, d, nil)
+		return s.commit(ctx, c, d, []clientv3.Cmp{present(brandKey)})
 	}
 	candidates := dnsname.HostLabelCandidates(d.Name)
-	claims, err := s.claims(ctx, d.Zone, candidates)
+	claims, brand, err := s.look(ctx, d, candidates)
 	if err != nil {
 		return Domain{}, false, err
 	}
@@ -63,17 +69,44 @@ func (s *Store) tryApply(ctx context.Context, c Change) (_ Domain, again bool, _
 	if err != nil {
 		return Domain{}, false, err
 	}
-	return s.commit(ctx, c, d, claims)
+	cmps := []clientv3.Cmp{unchanged(brandKey, brand.Revision)}
+	for l, cl := range claims {
+		cmps = append(cmps, unchanged(schema.LabelKey(string(d.Zone), string(l)), cl.revision))
+	}
+	return s.commit(ctx, c, d, cmps)
 }
 
-// commit builds and commits the transaction. claims holds what was read of the
-// candidate labels of a new domain. again reports that a label was claimed
+// look reads the claims of a new domain's candidate labels, and its brand, which
+// may have been deleted and made anew in another zone since d was computed.
+func (s *Store) look(ctx context.Context, d Domain, candidates []dnsname.HostLabel) (map[dnsname.HostLabel]claim, Brand, error) {
+	claims, kv, err := s.claims(ctx, d.Zone, candidates, clientv3.OpGet(schema.BrandKey(d.Brand)))
+	if err != nil {
+		return nil, Brand{}, err
+	}
+	if kv == nil {
+		return nil, Brand{}, fmt.Errorf("%w: %s", ErrBrandNotFound, d.Brand)
+	}
+	b, err := brandFrom(kv)
+	if err != nil {
+		return nil, Brand{}, err
+	}
+	if b.Zone != d.Zone {
+		return nil, Brand{}, fmt.Errorf("%w: brand %s", ErrConflict, d.Brand)
+	}
+	return claims, b, nil
+}
+
+// commit builds and commits the transaction. cmps holds what must still be as it
+// was looked at. again reports that a label was claimed, or the brand changed,
 // meanwhile.
-func (s *Store) commit(ctx context.Context, c Change, d Domain, claims map[dnsname.HostLabel]claim) (_ Domain, again bool, _ error) {
-	for _, p := range c.Publish {
-		if p.New && !p.Key.Selector.FitsLabel(d.HostLabel) {
-			return Domain{}, false, &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: p.Key.Selector, Label: d.HostLabel}
+func (s *Store) commit(ctx context.Context, c Change, d Domain, cmps []clientv3.Cmp) (_ Domain, again bool, _ error) {
+	for _, sel := range newSelectors(c.Publish) {
+		if !fits(sel, d.HostLabel, d.Zone) {
+			return Domain{}, false, &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: sel, Label: d.HostLabel}
 		}
+	}
+	if deletionOps(d) > maxTxnOps {
+		return Domain{}, false, fmt.Errorf("%w: %s", ErrTooManyKeys, d.Name)
 	}
 	shadows, err := s.shadows(ctx, c, d)
 	if err != nil {
@@ -90,13 +123,10 @@ func (s *Store) commit(ctx context.Context, c Change, d Domain, claims map[dnsna
 
 	zone, domainKey := string(d.Zone), schema.DomainKey(d.Brand, string(d.Name))
 	brandKey, apexKey := schema.BrandKey(d.Brand), schema.ApexKey(zone)
-	cmps := []clientv3.Cmp{unchanged(domainKey, d.Revision), present(brandKey), present(apexKey)}
+	cmps = append(cmps, unchanged(domainKey, d.Revision), present(apexKey))
 	reads := []clientv3.Op{clientv3.OpGet(domainKey), clientv3.OpGet(brandKey), clientv3.OpGet(apexKey)}
 	ops := []clientv3.Op{clientv3.OpPut(domainKey, string(value)), touchApex(zone)}
 
-	for l, cl := range claims {
-		cmps = append(cmps, unchanged(schema.LabelKey(zone, string(l)), cl.revision))
-	}
 	if d.Revision == 0 {
 		ops = append(ops, clientv3.OpPut(schema.LabelKey(zone, string(d.HostLabel)), string(own)))
 	}
@@ -119,6 +149,15 @@ func (s *Store) commit(ctx context.Context, c Change, d Domain, claims map[dnsna
 			clientv3.OpDelete(recordKey),
 			clientv3.OpDelete(schema.FingerprintKey(zone, k.Fingerprint[:])),
 			clientv3.OpDelete(schema.SealedKeyKey(d.Brand, string(d.Name), k.ID)))
+	}
+	if len(c.Withdraw) > 0 {
+		tombstone, err := claim{brand: d.Brand, domain: d.Name, deleteTime: d.UpdateTime}.marshal()
+		if err != nil {
+			return Domain{}, false, fmt.Errorf("tombstone of %s: %w", d.Name, err)
+		}
+		for _, l := range released(c.Withdraw, d) {
+			ops = append(ops, clientv3.OpPut(schema.LabelKey(zone, string(l)), string(tombstone)))
+		}
 	}
 	for _, p := range c.Publish {
 		record, err := p.Record.Marshal()
@@ -147,8 +186,8 @@ func (s *Store) commit(ctx context.Context, c Change, d Domain, claims map[dnsna
 		return Domain{}, false, err
 	}
 	if resp.Succeeded {
-		d.Revision = resp.Header.Revision
-		return d, false, nil
+		d, err = domainFrom(&mvccpb.KeyValue{Key: []byte(domainKey), Value: value, ModRevision: resp.Header.Revision})
+		return d, false, err
 	}
 	again, err = why(resp, d, fixed, fresh)
 	return Domain{}, again, err
@@ -189,7 +228,10 @@ func (s *Store) shadows(ctx context.Context, c Change, d Domain) (map[dnsname.Ho
 			}
 		}
 	}
-	claims, err := s.claims(ctx, d.Zone, labels)
+	if len(labels) == 0 {
+		return nil, nil
+	}
+	claims, _, err := s.claims(ctx, d.Zone, labels)
 	if err != nil {
 		return nil, err
 	}
@@ -201,26 +243,24 @@ func (s *Store) shadows(ctx context.Context, c Change, d Domain) (map[dnsname.Ho
 	return claims, nil
 }
 
-// claims reads the claims of labels, with revision 0 for free ones.
-func (s *Store) claims(ctx context.Context, zone dnsname.Zone, labels []dnsname.HostLabel) (map[dnsname.HostLabel]claim, error) {
-	if len(labels) == 0 {
-		return nil, nil
-	}
-	gets := make([]clientv3.Op, len(labels))
+// claims reads the claims of labels, with revision 0 for free ones, and what
+// the last of also finds.
+func (s *Store) claims(ctx context.Context, zone dnsname.Zone, labels []dnsname.HostLabel, also ...clientv3.Op) (_ map[dnsname.HostLabel]claim, found *mvccpb.KeyValue, _ error) {
+	gets := make([]clientv3.Op, len(labels), len(labels)+len(also))
 	for i, l := range labels {
 		gets[i] = clientv3.OpGet(schema.LabelKey(string(zone), string(l)))
 	}
-	resp, err := s.txn(ctx, nil, gets, nil)
+	resp, err := s.txn(ctx, nil, append(gets, also...), nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	claims := make(map[dnsname.HostLabel]claim, len(labels))
 	for i, l := range labels {
 		if claims[l], err = claimFrom(readAt(resp, i)); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return claims, nil
+	return claims, readAt(resp, len(resp.Responses)-1), nil
 }
 
 // DeleteDomain removes a domain, its records and its private keys, and leaves
@@ -237,7 +277,6 @@ func (s *Store) DeleteDomain(ctx context.Context, d Domain, now time.Time) (int6
 		touchApex(zone),
 		clientv3.OpDelete(schema.SealedKeyPrefix(d.Brand, string(d.Name)), clientv3.WithPrefix()),
 	}
-	labels := []dnsname.HostLabel{d.HostLabel}
 	for _, k := range d.Keys {
 		if !k.Published() {
 			continue
@@ -247,13 +286,8 @@ func (s *Store) DeleteDomain(ctx context.Context, d Domain, now time.Time) (int6
 			return 0, err
 		}
 		ops = append(ops, clientv3.OpDelete(key), clientv3.OpDelete(schema.FingerprintKey(zone, k.Fingerprint[:])))
-		for _, l := range dnsname.ShadowLabels(k.Selector, d.HostLabel) {
-			if !slices.Contains(labels, l) {
-				labels = append(labels, l)
-			}
-		}
 	}
-	for _, l := range labels {
+	for _, l := range d.labels() {
 		ops = append(ops, clientv3.OpPut(schema.LabelKey(zone, string(l)), string(tombstone)))
 	}
 	resp, err := s.txn(ctx, []clientv3.Cmp{unchanged(domainKey, d.Revision)}, ops, []clientv3.Op{clientv3.OpGet(domainKey)})
@@ -261,9 +295,21 @@ func (s *Store) DeleteDomain(ctx context.Context, d Domain, now time.Time) (int6
 		return 0, err
 	}
 	if !resp.Succeeded {
-		return 0, missingOrConflict(resp, 0, fmt.Errorf("%w: %s", ErrDomainNotFound, d.Name))
+		return 0, missingOrConflict(resp, fmt.Errorf("%w: %s", ErrDomainNotFound, d.Name))
 	}
 	return resp.Header.Revision, nil
+}
+
+// deletionOps is the number of operations that DeleteDomain needs for d. Apply
+// lets no domain grow beyond what one transaction deletes.
+func deletionOps(d Domain) int {
+	published := 0
+	for _, k := range d.Keys {
+		if k.Published() {
+			published++
+		}
+	}
+	return 3 + 2*published + len(d.labels())
 }
 
 func newSelectors(publish []Publication) []dnsname.Selector {

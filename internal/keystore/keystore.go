@@ -36,6 +36,9 @@ var (
 	ErrBrandNotEmpty  = errors.New("brand has domains")
 	ErrDomainNotFound = errors.New("domain not found")
 	ErrKeyNotFound    = errors.New("key not found")
+	// ErrTooManyKeys: a domain with more keys, or with more dashes in their
+	// selectors, could not be deleted in one transaction.
+	ErrTooManyKeys = errors.New("too many keys")
 	// ErrConflict: what the change was computed from has changed meanwhile;
 	// nothing was written. Read again and decide again.
 	ErrConflict = errors.New("changed by somebody else")
@@ -93,6 +96,9 @@ func (s *Store) getOne(ctx context.Context, key string, notFound error) (*mvccpb
 // txn commits one transaction. If a comparison fails it carries out reads and
 // returns their results, so that the caller can tell which.
 func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, ops, reads []clientv3.Op) (*clientv3.TxnResponse, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, storeError(err) // etcd in this process would write all the same
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	resp, err := s.client.Txn(ctx).If(cmps...).Then(ops...).Else(reads...).Commit()

@@ -2,6 +2,7 @@ package keystore
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -26,12 +27,12 @@ type ClaimReason uint8
 
 // Reasons of a ClaimError.
 const (
-	ClaimedByOtherBrand  ClaimReason = iota + 1 // another brand has the domain in this zone
-	ReservedForBrand                            // another brand had it, and nothing shows that it let go
-	LabelsTaken                                 // other domains have all labels it could have
-	SelectorTaken                               // owner names of the selector could be another domain's
-	SelectorDoesNotFit                          // selector and label together are longer than 63 octets
-	PublicKeyUsedElsewhere                      // the public key is published under another owner name
+	ClaimedByOtherBrand    ClaimReason = iota + 1 // another brand has the domain in this zone
+	ReservedForBrand                              // another brand had it, and nothing shows that it let go
+	LabelsTaken                                   // other domains have all labels it could have
+	SelectorTaken                                 // owner names of the selector could be another domain's
+	SelectorDoesNotFit                            // selector and label together are longer than 63 octets
+	PublicKeyUsedElsewhere                        // the public key is published under another owner name
 )
 
 // ClaimError says that a name, or a key, belongs to somebody else. It never
@@ -55,53 +56,97 @@ func (e *ClaimError) Error() string {
 	case SelectorTaken:
 		return fmt.Sprintf("selector %s of domain %s would give an owner name that can also be read as another domain's", e.Selector, e.Domain)
 	case SelectorDoesNotFit:
-		return fmt.Sprintf("selector %s and host label %s together are longer than a DNS label (63 octets)", e.Selector, e.Label)
+		return fmt.Sprintf("selector %s and host label %s make too long a name in zone %s (63 octets a label, 253 in all)", e.Selector, e.Label, e.Zone)
 	case PublicKeyUsedElsewhere:
 		return fmt.Sprintf("the public key for selector %s of domain %s is already published under another name", e.Selector, e.Domain)
 	}
 	return fmt.Sprintf("domain %s cannot have its names in zone %s", e.Domain, e.Zone)
 }
 
-// chooseLabel picks the host label of a new domain: the first candidate that is
-// free, or the brand's own already. All candidates are looked at, so that a
-// domain is never in two brands under two labels.
+// chooseLabel picks the host label of a new domain: the one it had before it was
+// deleted, so that its CNAMEs are right again, or else the first candidate that
+// is free. All candidates are looked at, so that a domain is never in two brands
+// under two labels.
 func chooseLabel(d *Domain, candidates []dnsname.HostLabel, claims map[dnsname.HostLabel]claim, selectors []dnsname.Selector) (dnsname.HostLabel, error) {
+	var reason ClaimReason
 	for _, l := range candidates {
 		c := claims[l]
-		if c.revision == 0 || c.domain != d.Name || c.brand == d.Brand {
-			continue
-		}
-		reason := ClaimedByOtherBrand
-		if !c.deleteTime.IsZero() {
+		switch {
+		case c.revision == 0 || c.domain != d.Name || c.brand == d.Brand:
+		case c.deleteTime.IsZero():
+			reason = ClaimedByOtherBrand
+		case reason == 0:
 			reason = ReservedForBrand
 		}
+	}
+	if reason != 0 {
 		return "", &ClaimError{Reason: reason, Domain: d.Name, Zone: d.Zone}
 	}
-	var unfit *ClaimError
+	var usable []dnsname.HostLabel
 	for _, l := range candidates {
-		c := claims[l]
-		if c.revision != 0 && c.domain != d.Name {
-			continue
+		if c := claims[l]; c.revision == 0 || c.domain == d.Name {
+			usable = append(usable, l)
 		}
-		if sel, ok := firstUnfit(selectors, l); !ok {
-			unfit = &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: sel, Label: l}
-			continue
+	}
+	if len(usable) == 0 {
+		return "", &ClaimError{Reason: LabelsTaken, Domain: d.Name, Zone: d.Zone}
+	}
+	// The one it had last first; a free label has no time.
+	slices.SortStableFunc(usable, func(a, b dnsname.HostLabel) int {
+		return claims[b].deleteTime.Compare(claims[a].deleteTime)
+	})
+	var unfit dnsname.Selector
+	for _, l := range usable {
+		i := slices.IndexFunc(selectors, func(sel dnsname.Selector) bool { return !fits(sel, l, d.Zone) })
+		if i < 0 {
+			return l, nil
 		}
-		return l, nil
+		unfit = selectors[i]
 	}
-	if unfit != nil {
-		return "", unfit
-	}
-	return "", &ClaimError{Reason: LabelsTaken, Domain: d.Name, Zone: d.Zone}
+	return "", &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: unfit, Label: usable[len(usable)-1]}
 }
 
-func firstUnfit(selectors []dnsname.Selector, l dnsname.HostLabel) (dnsname.Selector, bool) {
-	for _, sel := range selectors {
-		if !sel.FitsLabel(l) {
-			return sel, false
+// fits reports whether selector and label make an owner name in the zone.
+func fits(sel dnsname.Selector, l dnsname.HostLabel, zone dnsname.Zone) bool {
+	_, err := dnsname.OwnerName(sel, l, zone)
+	return err == nil
+}
+
+// labels returns all labels that d claims: its host label, and those that must
+// not be another domain's for its selectors to be unambiguous.
+func (d *Domain) labels() []dnsname.HostLabel {
+	labels := []dnsname.HostLabel{d.HostLabel}
+	add := func(sel dnsname.Selector) {
+		for _, l := range dnsname.ShadowLabels(sel, d.HostLabel) {
+			if !slices.Contains(labels, l) {
+				labels = append(labels, l)
+			}
 		}
 	}
-	return "", true
+	for _, s := range d.Selectors {
+		add(s.Selector)
+	}
+	for _, k := range d.Keys {
+		if k.Published() {
+			add(k.Selector)
+		}
+	}
+	return labels
+}
+
+// released returns the labels that d, as it will stand, no longer needs once the
+// keys are withdrawn.
+func released(withdraw []Key, d Domain) []dnsname.HostLabel {
+	needed := d.labels()
+	var labels []dnsname.HostLabel
+	for _, k := range withdraw {
+		for _, l := range dnsname.ShadowLabels(k.Selector, d.HostLabel) {
+			if !slices.Contains(needed, l) && !slices.Contains(labels, l) {
+				labels = append(labels, l)
+			}
+		}
+	}
+	return labels
 }
 
 func (c claim) marshal() ([]byte, error) {

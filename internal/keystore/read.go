@@ -144,8 +144,16 @@ func (s *Store) DomainSnapshot(ctx context.Context, brand string, each func(Doma
 // WatchDomains calls each with every change after revision, in order, all the
 // changes of a revision before those of the next, until ctx ends or each fails,
 // and returns that error. It returns ErrCompacted when etcd no longer knows the
-// changes after revision, and ErrUnavailable when etcd is lost.
+// changes after revision, or has not come to it, having been restored from an
+// earlier state; and ErrUnavailable when etcd is lost.
 func (s *Store) WatchDomains(ctx context.Context, brand string, revision int64, each func(DomainEvent) error) error {
+	present, err := s.Revision(ctx)
+	if err != nil {
+		return err
+	}
+	if revision > present {
+		return fmt.Errorf("%w: %d is ahead of the store's %d", ErrCompacted, revision, present)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	events := s.client.Watch(clientv3.WithRequireLeader(ctx), domainWatchPrefix(brand),

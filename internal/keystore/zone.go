@@ -45,8 +45,7 @@ func (s *Store) CreateZone(ctx context.Context, z Zone) (Zone, error) {
 	if !resp.Succeeded {
 		return Zone{}, fmt.Errorf("%w: %s", ErrZoneExists, z.Name)
 	}
-	z.Revision, z.stored = resp.Header.Revision, string(value)
-	return z, nil
+	return zoneFrom(&mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: resp.Header.Revision})
 }
 
 // Zone reads a zone. It returns ErrZoneNotFound.
@@ -114,10 +113,9 @@ func (s *Store) UpdateZone(ctx context.Context, z Zone) (Zone, error) {
 		return Zone{}, err
 	}
 	if !resp.Succeeded {
-		return Zone{}, missingOrConflict(resp, 0, fmt.Errorf("%w: %s", ErrZoneNotFound, z.Name))
+		return Zone{}, missingOrConflict(resp, fmt.Errorf("%w: %s", ErrZoneNotFound, z.Name))
 	}
-	z.Revision, z.stored = resp.Header.Revision, string(value)
-	return z, nil
+	return zoneFrom(&mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: resp.Header.Revision})
 }
 
 // DeleteZone removes a zone and its tombstones, if its settings are still those
@@ -153,15 +151,15 @@ func (s *Store) DeleteZone(ctx context.Context, z Zone) error {
 		return err
 	}
 	if !tresp.Succeeded {
-		return missingOrConflict(tresp, 0, fmt.Errorf("%w: %s", ErrZoneNotFound, z.Name))
+		return missingOrConflict(tresp, fmt.Errorf("%w: %s", ErrZoneNotFound, z.Name))
 	}
 	return nil
 }
 
-// missingOrConflict tells, for a failed transaction whose i-th read was of the
+// missingOrConflict tells, for a failed transaction whose first read was of the
 // thing itself, whether it is gone or was changed.
-func missingOrConflict(resp *clientv3.TxnResponse, i int, missing error) error {
-	if readAt(resp, i) == nil {
+func missingOrConflict(resp *clientv3.TxnResponse, missing error) error {
+	if readAt(resp, 0) == nil {
 		return missing
 	}
 	return ErrConflict

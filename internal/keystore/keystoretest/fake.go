@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -46,14 +47,6 @@ func (f *Fake) SetError(err error) {
 	f.fail = err
 }
 
-// Forget compacts the history up to revision.
-func (f *Fake) Forget(revision int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.compacted = revision
-	f.wake()
-}
-
 // Dump returns all keys and values.
 func (f *Fake) Dump() map[string]string {
 	f.mu.Lock()
@@ -81,7 +74,7 @@ func (f *Fake) watch(ctx context.Context, from, end []byte, next int64, out chan
 			next = f.revision + 1
 		}
 		resp := clientv3.WatchResponse{Header: &pb.ResponseHeader{Revision: f.revision}}
-		if next <= f.compacted {
+		if next < f.compacted {
 			resp.CompactRevision, resp.Canceled = f.compacted, true
 		} else {
 			for _, ev := range f.history {
@@ -132,6 +125,11 @@ func (f *Fake) at(from, end []byte, revision int64) ([]*mvccpb.KeyValue, error) 
 		return nil, rpctypes.ErrGRPCFutureRev
 	case revision > 0 && revision < f.compacted:
 		return nil, rpctypes.ErrGRPCCompacted
+	case len(end) == 0 && (revision == 0 || revision == f.revision):
+		if kv := live[string(from)]; kv != nil {
+			return []*mvccpb.KeyValue{kv}, nil
+		}
+		return nil, nil
 	case revision > 0 && revision < f.revision:
 		live = make(map[string]*mvccpb.KeyValue)
 		for _, ev := range f.history {
@@ -254,12 +252,24 @@ func (f *Fake) deleteRange(r *pb.DeleteRangeRequest, revision int64) int64 {
 	return int64(len(kvs))
 }
 
-// check refuses what etcd refuses: a put that keeps the value of a missing key,
-// a key written twice in one transaction, too many operations.
-func (f *Fake) check(r *pb.TxnRequest) error {
+// check refuses what etcd refuses whatever it holds: a missing key, too many
+// operations, a key written twice in one transaction.
+func check(r *pb.TxnRequest) error {
 	const maxTxnOps = 128
 	if len(r.Compare) > maxTxnOps || len(r.Success) > maxTxnOps || len(r.Failure) > maxTxnOps {
 		return rpctypes.ErrGRPCTooManyOps
+	}
+	for _, c := range r.Compare {
+		if len(c.Key) == 0 {
+			return rpctypes.ErrGRPCEmptyKey
+		}
+	}
+	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
+		for _, op := range ops {
+			if len(op.GetRequestPut().GetKey())+len(op.GetRequestRange().GetKey())+len(op.GetRequestDeleteRange().GetKey()) == 0 {
+				return rpctypes.ErrGRPCEmptyKey
+			}
+		}
 	}
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		written := make(map[string]bool)
@@ -282,25 +292,55 @@ func (f *Fake) check(r *pb.TxnRequest) error {
 	return nil
 }
 
+// checkOps refuses, before anything is written, operations that cannot be
+// carried out on what the Fake holds.
+func (f *Fake) checkOps(ops []*pb.RequestOp) error {
+	for _, op := range ops {
+		if put := op.GetRequestPut(); put != nil && put.IgnoreValue && f.live[string(put.Key)] == nil {
+			return rpctypes.ErrGRPCKeyNotFound
+		}
+		if r := op.GetRequestRange(); r != nil {
+			if _, err := f.at(r.Key, nil, r.Revision); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // remote is the Fake as clientv3's wrapper of a KV service sees it.
 type remote struct{ *Fake }
 
-func (r remote) Range(_ context.Context, in *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
+// enter locks the Fake for one call, unless the call is to fail.
+func (r remote) enter(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return status.FromContextError(err).Err()
+	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.fail != nil {
-		return nil, r.fail
+		defer r.mu.Unlock()
+		return r.fail
+	}
+	return nil
+}
+
+func (r remote) Range(ctx context.Context, in *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
+	if err := r.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer r.mu.Unlock()
+	if len(in.Key) == 0 {
+		return nil, rpctypes.ErrGRPCEmptyKey
 	}
 	return r.readRange(in)
 }
 
-func (r remote) Txn(_ context.Context, in *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.fail != nil {
-		return nil, r.fail
+func (r remote) Txn(ctx context.Context, in *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
+	if err := r.enter(ctx); err != nil {
+		return nil, err
 	}
-	if err := r.check(in); err != nil {
+	defer r.mu.Unlock()
+	if err := check(in); err != nil {
 		return nil, err
 	}
 	resp := &pb.TxnResponse{Succeeded: true}
@@ -311,10 +351,8 @@ func (r remote) Txn(_ context.Context, in *pb.TxnRequest, _ ...grpc.CallOption) 
 			break
 		}
 	}
-	for _, op := range ops {
-		if put := op.GetRequestPut(); put != nil && put.IgnoreValue && r.live[string(put.Key)] == nil {
-			return nil, rpctypes.ErrGRPCKeyNotFound
-		}
+	if err := r.checkOps(ops); err != nil {
+		return nil, err
 	}
 	next, wrote := r.revision+1, false
 	for _, op := range ops {
@@ -356,14 +394,27 @@ func (r remote) DeleteRange(ctx context.Context, in *pb.DeleteRangeRequest, _ ..
 	if err != nil {
 		return nil, err
 	}
-	return resp.Responses[0].GetResponseDeleteRange(), nil
+	deleted := resp.Responses[0].GetResponseDeleteRange()
+	deleted.Header = resp.Header
+	return deleted, nil
 }
 
 func (r remote) RangeStream(context.Context, *pb.RangeRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
 	return nil, rpctypes.ErrGRPCNotCapable
 }
 
-func (r remote) Compact(_ context.Context, in *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
-	r.Fake.Forget(in.Revision)
-	return &pb.CompactionResponse{}, nil
+func (r remote) Compact(ctx context.Context, in *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
+	if err := r.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer r.mu.Unlock()
+	switch {
+	case in.Revision <= r.compacted:
+		return nil, rpctypes.ErrGRPCCompacted
+	case in.Revision > r.revision:
+		return nil, rpctypes.ErrGRPCFutureRev
+	}
+	r.compacted = in.Revision
+	r.wake()
+	return &pb.CompactionResponse{Header: &pb.ResponseHeader{Revision: r.revision}}, nil
 }
