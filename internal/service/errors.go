@@ -150,7 +150,7 @@ func rotationFailure(err error) error {
 	switch {
 	case errors.As(err, &standby):
 		return fail(codes.FailedPrecondition, "NO_STANDBY_KEY",
-			err.Error()+"; a rotation needs a PREPARED key, wait until the retiring one has been withdrawn and its selector holds a new key",
+			err.Error()+"; a rotation needs a PREPARED key: provision a further selector of that algorithm",
 			"algorithm", standby.Algorithm.String())
 	case errors.Is(err, rotation.ErrNothingToRotate):
 		return fail(codes.FailedPrecondition, "NO_STANDBY_KEY", err.Error()+"; provision it first")
