@@ -82,7 +82,7 @@ var raceTests = map[string]func(*testing.T, *env){
 			for i := range names {
 				calls[i] = func() (err error) {
 					name := dnsname.Domain(fmt.Sprintf(names[i], round))
-					results[i], err = e.Apply(t.Context(), newDomain(fmt.Sprintf("b%d", i), name, "s1"))
+					results[i], err = e.Apply(t.Context(), newDomain(fmt.Sprintf("b%d", i), name, dnsname.Selector(fmt.Sprintf("s%d", i))))
 					return err
 				}
 			}
@@ -107,21 +107,21 @@ var raceTests = map[string]func(*testing.T, *env){
 
 	"race: a label is claimed between look and change": func(t *testing.T, e *env) {
 		e.setup(t, "acme", "other")
-		s := e.before(2, func() { e.provision(t, "other", "a-b.com", "s1") })
+		s := e.before(2, func() { e.provision(t, "other", "a-b.com", "s2") })
 		d := must(s.Apply(t.Context(), newDomain("acme", "a.b.com", "s1")))(t)
 		wantEqual(t, "label", d.HostLabel, hashed("a.b.com"))
 	},
 
 	"race: a domain is taken by another brand between look and change": func(t *testing.T, e *env) {
 		e.setup(t, "acme", "other")
-		s := e.before(2, func() { e.provision(t, "other", "spamtrap.dk", "s1") })
+		s := e.before(2, func() { e.provision(t, "other", "spamtrap.dk", "s2") })
 		_, err := s.Apply(t.Context(), newDomain("acme", "spamtrap.dk", "s1"))
 		wantClaim(t, err, keystore.ClaimedByOtherBrand)
 		for round := range rounds {
 			name := dnsname.Domain(fmt.Sprintf("d%d.example", round))
 			errs := together(
 				func() error { _, err := e.Apply(t.Context(), newDomain("acme", name, "s1")); return err },
-				func() error { _, err := e.Apply(t.Context(), newDomain("other", name, "s1")); return err })
+				func() error { _, err := e.Apply(t.Context(), newDomain("other", name, "s2")); return err })
 			if (errs[0] == nil) == (errs[1] == nil) {
 				t.Fatalf("acme: %v, other: %v; want one to succeed", errs[0], errs[1])
 			}
@@ -131,12 +131,12 @@ var raceTests = map[string]func(*testing.T, *env){
 
 	"race: a shadow label is claimed between look and change": func(t *testing.T, e *env) {
 		e.setup(t, "acme", "other")
-		s := e.before(3, func() { e.provision(t, "other", "x.y.com", "sel") }) // look, shadows, change
+		s := e.before(3, func() { e.provision(t, "other", "x.y.com", "other") }) // look, shadows, change
 		_, err := s.Apply(t.Context(), newDomain("acme", "y.com", "sel-x"))
 		wantClaim(t, err, keystore.SelectorTaken)
 
 		d := e.provision(t, "acme", "z.com", "sel")
-		s = e.before(2, func() { e.provision(t, "other", "x.z.com", "sel") })
+		s = e.before(2, func() { e.provision(t, "other", "x.z.com", "other") })
 		before := d.Revision
 		_, err = s.Apply(t.Context(), addKeys(d, "sel-x"))
 		wantClaim(t, err, keystore.SelectorTaken)
