@@ -44,12 +44,16 @@ type servers struct {
 	bound   *listeners
 	checks  []telemetry.Check
 	logger  *slog.Logger
+
+	stopping chan struct{} // closed when drain begins
 }
 
 // newServers sets up the servers of api on bound sockets. They do not serve
 // until run.
 func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []telemetry.Check, logger *slog.Logger, unary ...grpc.UnaryServerInterceptor) *servers {
-	s := &servers{bound: bound, checks: append([]telemetry.Check{b.storeCheck()}, checks...), logger: logger}
+	s := &servers{
+		bound: bound, checks: append([]telemetry.Check{b.storeCheck()}, checks...), logger: logger, stopping: make(chan struct{}),
+	}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(tlsConfig)),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -58,7 +62,7 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(append([]grpc.UnaryServerInterceptor{countUnary, service.UnaryInterceptor(logger)}, unary...)...),
-		grpc.ChainStreamInterceptor(countStream, service.StreamInterceptor(logger)),
+		grpc.ChainStreamInterceptor(countStream, endStreams(s.stopping), service.StreamInterceptor(logger)),
 	)
 	dkimv1.RegisterKeyManagementServer(s.grpc, b.api)
 	s.health = health.NewServer()
@@ -120,6 +124,7 @@ func serving(what string, err error) error {
 }
 
 func (s *servers) drain() {
+	close(s.stopping)
 	s.health.Shutdown()
 	//nolint:contextcheck // the run's context is over; this is what comes after
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(context.Background()), drainTimeout)
