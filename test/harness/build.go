@@ -54,7 +54,7 @@ func Main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // in the temporary directory of the machine
 	binDir = dir
 	return m.Run()
 }
@@ -80,7 +80,7 @@ func (p Program) build() error {
 	if raceEnabled && p != Etcd {
 		args = append(args, "-race")
 	}
-	cmd := exec.Command("go", append(args, string(p))...)
+	cmd := exec.Command("go", append(args, string(p))...) //nolint:gosec // a program of the list above
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%v: %w\n%s", cmd, err, out)
 	}

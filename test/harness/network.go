@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -57,12 +58,12 @@ func free(addr string) bool {
 	if err != nil {
 		return false
 	}
-	defer tcp.Close()
 	udp, err := net.ListenPacket("udp", addr)
 	if err != nil {
+		_ = tcp.Close() // not used
 		return false
 	}
-	return udp.Close() == nil
+	return errors.Join(tcp.Close(), udp.Close()) == nil
 }
 
 const pollInterval = 20 * time.Millisecond

@@ -29,7 +29,7 @@ type Process struct {
 // failed. The name says which process it is.
 func Start(tb testing.TB, name string, p Program, env []string, args ...string) *Process {
 	tb.Helper()
-	cmd := exec.Command(p.Path(tb), args...)
+	cmd := exec.Command(p.Path(tb), args...) //nolint:gosec // a program that this package built
 	proc := &Process{name: name, cmd: cmd, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &proc.out, &proc.out
 	cmd.Env = environment(tb, env)
@@ -116,7 +116,7 @@ func Run(tb testing.TB, dir string, p Program, env []string, args ...string) Res
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, p.Path(tb), args...)
+	cmd := exec.CommandContext(ctx, p.Path(tb), args...) //nolint:gosec // a program that this package built
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.Env, cmd.Dir, cmd.SysProcAttr = environment(tb, env), dir, childAttr()
