@@ -72,11 +72,11 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 }
 
 func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	callCtx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	resp, err := s.client.Get(ctx, key, opts...)
+	resp, err := s.client.Get(callCtx, key, opts...)
 	if err != nil {
-		return nil, storeError(err)
+		return nil, storeError(ctx, err)
 	}
 	return resp, nil
 }
@@ -97,13 +97,13 @@ func (s *Store) getOne(ctx context.Context, key string, notFound error) (*mvccpb
 // returns their results, so that the caller can tell which.
 func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, ops, reads []clientv3.Op) (*clientv3.TxnResponse, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, storeError(err) // etcd in this process would write all the same
+		return nil, storeError(ctx, err) // etcd in this process would write all the same
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	callCtx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	resp, err := s.client.Txn(ctx).If(cmps...).Then(ops...).Else(reads...).Commit()
+	resp, err := s.client.Txn(callCtx).If(cmps...).Then(ops...).Else(reads...).Commit()
 	if err != nil {
-		return nil, storeError(err)
+		return nil, storeError(ctx, err)
 	}
 	return resp, nil
 }
@@ -141,23 +141,23 @@ func noneUnder(prefix string) clientv3.Cmp {
 	return clientv3.Compare(clientv3.CreateRevision(prefix), "=", 0).WithPrefix()
 }
 
-// storeError marks the errors that stand for "etcd is not there".
-func storeError(err error) error {
-	switch {
-	case errors.Is(err, context.Canceled):
-		return err
-	case errors.Is(err, context.DeadlineExceeded),
-		errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, rpctypes.ErrTimeout),
-		errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail), errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost),
-		errors.Is(err, rpctypes.ErrLeaderChanged), errors.Is(err, rpctypes.ErrNotCapable),
-		errors.Is(err, rpctypes.ErrTooManyRequests), errors.Is(err, rpctypes.ErrStopped),
-		errors.Is(err, rpctypes.ErrNoSpace):
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+// storeError marks the errors that stand for "etcd is not there". ctx is that of
+// the caller: calls are cancelled too when the client or etcd stops.
+func storeError(ctx context.Context, err error) error {
+	code := codes.OK
+	if st, ok := status.FromError(err); ok {
+		code = st.Code()
 	}
-	switch status.Code(err) {
-	case codes.Canceled:
-		return fmt.Errorf("%w: %w", context.Canceled, err)
-	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted:
+	if etcdErr, ok := errors.AsType[rpctypes.EtcdError](err); ok {
+		code = etcdErr.Code()
+	}
+	canceled := code == codes.Canceled || errors.Is(err, context.Canceled)
+	switch {
+	case canceled && errors.Is(ctx.Err(), context.Canceled):
+		return ctx.Err()
+	case canceled, errors.Is(err, context.DeadlineExceeded),
+		code == codes.DeadlineExceeded, code == codes.Unavailable, code == codes.ResourceExhausted,
+		code == codes.Unknown: // etcd's word for what goes wrong inside it: "raft: stopped"
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return fmt.Errorf("etcd: %w", err)

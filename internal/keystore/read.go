@@ -154,16 +154,16 @@ func (s *Store) WatchDomains(ctx context.Context, brand string, revision int64, 
 	if revision > present {
 		return fmt.Errorf("%w: %d is ahead of the store's %d", ErrCompacted, revision, present)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	watchCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events := s.client.Watch(clientv3.WithRequireLeader(ctx), domainWatchPrefix(brand),
+	events := s.client.Watch(clientv3.WithRequireLeader(watchCtx), domainWatchPrefix(brand),
 		clientv3.WithPrefix(), clientv3.WithRev(revision+1))
 	for resp := range events {
 		if resp.CompactRevision != 0 {
 			return fmt.Errorf("%w: %d", ErrCompacted, revision)
 		}
 		if err := resp.Err(); err != nil {
-			return storeError(err)
+			return storeError(ctx, err)
 		}
 		for _, ev := range resp.Events {
 			e, err := domainEventFrom(ev)
