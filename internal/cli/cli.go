@@ -103,6 +103,8 @@ func (r *run) root() *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}, r.zone(), r.brand(), r.domain(), r.key(), r.completion(), r.version())
 	root.SetVersionTemplate("dkimctl {{.Version}}\n")
+	// A group runs only to say that a command is missing.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if not .HasAvailableSubCommands}}", 1))
 
 	flags := root.PersistentFlags()
 	flags.StringVar(&r.configFile, "config", "", "configuration `file`")

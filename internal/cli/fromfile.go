@@ -102,7 +102,11 @@ func (r *run) provisionFile(ctx context.Context, api dkimv1.KeyManagementClient,
 		return fmt.Errorf("%w; %d of %d domains are provisioned, run the same command again to go on", stop, done, len(lines))
 	}
 	if r.format == formatTable {
-		if err := say(r.Stdout, "%d domains are provisioned, %d of them were before", done, before); err != nil {
+		text := fmt.Sprintf("%d domains are provisioned", done)
+		if before > 0 {
+			text += fmt.Sprintf(", %d of them in an earlier run", before)
+		}
+		if err := say(r.Stdout, "%s", text); err != nil {
 			return err
 		}
 	}

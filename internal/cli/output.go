@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -164,7 +163,10 @@ func (l *list) end() error {
 func (l *list) pages(fetch func(token string) (next string, err error)) error {
 	for token := ""; ; {
 		next, err := fetch(token)
-		if err := errors.Join(err, l.pageDone()); err != nil {
+		if err == nil {
+			err = l.pageDone()
+		}
+		if err != nil {
 			return err
 		}
 		if next == "" {

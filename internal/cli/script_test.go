@@ -1,0 +1,161 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/grpc/codes"
+
+	"github.com/dkimzone/dkimzone/internal/cli"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"dkimctl": func() {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		context.AfterFunc(ctx, stop)
+		program := cli.Program{Version: "v0-test", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+		os.Exit(program.Run(ctx, os.Args[1:]))
+	}})
+}
+
+type fixtureKey struct{}
+
+// TestScripts runs each script of testdata/script against an installation of its
+// own. Besides the commands of testscript they have:
+//
+//	fails STATUS command…      the command must end with this exit status
+//	faults METHOD CODE N       the next N calls of a method fail
+//	keys N | dry | any         make N more keys; wait until somebody waits for one; make any number
+//	dns NS MODE [N]            make a name server answer in another way
+//	dns NS asked               wait until the name server is asked again
+//	over-tcp NS                fail unless the name server was asked over TCP
+//	large N FILE               write a file of N letters
+//	domains N FILE             write a file of N domains
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			f, err := newFixture(env.WorkDir)
+			if err != nil {
+				return err
+			}
+			env.Defer(f.stop)
+			env.Values[fixtureKey{}] = f
+			env.Setenv("ADDRESS", f.address)
+			env.Setenv("XDG_CONFIG_HOME", env.WorkDir+"/xdg")
+			env.Setenv("NS1", f.nameServers["ns1"].address.String())
+			env.Setenv("NS2", f.nameServers["ns2"].address.String())
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"fails": fails, "faults": setFaults, "keys": limitKeys, "dns": setNameServer, "over-tcp": overTCP, "large": large, "domains": domains,
+		},
+		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
+	})
+}
+
+func fixtureOf(ts *testscript.TestScript) *fixture {
+	f, ok := ts.Value(fixtureKey{}).(*fixture)
+	if !ok {
+		ts.Fatalf("there is no fixture")
+	}
+	return f
+}
+
+func number(ts *testscript.TestScript, text string) int {
+	n, err := strconv.Atoi(text)
+	ts.Check(err)
+	return n
+}
+
+func fails(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: fails STATUS command…")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	ended, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || strconv.Itoa(ended.ExitCode()) != args[0] {
+		ts.Fatalf("ended with %v, want exit status %s", err, args[0])
+	}
+}
+
+func setFaults(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: faults METHOD CODE N")
+	}
+	var code codes.Code
+	ts.Check(code.UnmarshalJSON([]byte(strconv.Quote(args[1]))))
+	fixtureOf(ts).faults.set(args[0], code, number(ts, args[2]))
+}
+
+func limitKeys(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: keys N | dry | any")
+	}
+	switch keys := fixtureOf(ts).keys; args[0] {
+	case "dry":
+		keys.awaitDry()
+	case "any":
+		keys.limit(-1)
+	default:
+		keys.limit(number(ts, args[0]))
+	}
+}
+
+func nameServerOf(ts *testscript.TestScript, name string) *nameServer {
+	ns := fixtureOf(ts).nameServers[name]
+	if ns == nil {
+		ts.Fatalf("there is no name server %s", name)
+	}
+	return ns
+}
+
+func setNameServer(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: dns NS MODE [N]")
+	}
+	n := 0
+	if args[1] == "asked" {
+		nameServerOf(ts, args[0]).awaitQuestion()
+		return
+	}
+	if len(args) == 3 {
+		n = number(ts, args[2])
+	}
+	nameServerOf(ts, args[0]).set(args[1], n)
+}
+
+func overTCP(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: over-tcp NS")
+	}
+	if nameServerOf(ts, args[0]).questionsOverTCP() == 0 {
+		ts.Fatalf("%s was not asked over TCP", args[0])
+	}
+}
+
+func domains(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: domains N FILE")
+	}
+	var text []byte
+	for i := range number(ts, args[0]) {
+		text = fmt.Appendf(text, "d%d.example\n", i)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), text, 0o600))
+}
+
+func large(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: large N FILE")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), bytes.Repeat([]byte("a"), number(ts, args[0])), 0o600))
+}
