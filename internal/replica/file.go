@@ -159,6 +159,11 @@ func (f *file) load(v *view) (m *meta, err error) {
 	case m.Zone != f.zone:
 		return nil, fmt.Errorf("%w: it is of zone %q", errCorrupt, m.Zone)
 	}
+	if len(m.Apex) > 0 {
+		if _, err := schema.UnmarshalApex(m.Apex); err != nil {
+			return nil, fmt.Errorf("%w: %w", errCorrupt, err)
+		}
+	}
 	parts := min(runtime.GOMAXPROCS(0), shardCount)
 	var g errgroup.Group
 	for p := range parts {

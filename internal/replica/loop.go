@@ -3,7 +3,6 @@ package replica
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"time"
@@ -67,14 +66,10 @@ func newLoop(r *Replica) *loop {
 	}
 }
 
-// restore takes over what the file says.
-func (l *loop) restore(m *meta) error {
+// restore takes over what the file says, whose zone object decodes.
+func (l *loop) restore(m *meta) {
 	l.clusterID, l.rev, l.listed = m.ClusterID, m.Revision, true
-	if len(m.Apex) > 0 {
-		apex, err := schema.UnmarshalApex(m.Apex)
-		if err != nil {
-			return fmt.Errorf("%w: %w", errCorrupt, err)
-		}
+	if apex, err := schema.UnmarshalApex(m.Apex); err == nil {
 		l.apexKV = &mvccpb.KeyValue{Value: m.Apex, ModRevision: m.ApexRev}
 		l.apex.Store(&Apex{Apex: apex, Revision: m.ApexRev, Serial: schema.Serial(m.ApexRev)})
 	}
@@ -85,7 +80,6 @@ func (l *loop) restore(m *meta) error {
 	l.update(func(s *Status) {
 		s.State, s.Revision, s.ClusterID = Disconnected, l.rev, l.clusterID
 	})
-	return nil
 }
 
 // run follows etcd until ctx ends.

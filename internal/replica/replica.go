@@ -191,12 +191,8 @@ func open(cfg Config, s *settings) (*Replica, error) {
 		}
 		l.persister = newPersister(f, r.view, r.logger, r.fileFailed)
 		if m != nil {
-			if err := l.restore(m); err != nil {
-				r.damaged(err)
-				m = nil
-			}
-		}
-		if m == nil {
+			l.restore(m)
+		} else {
 			l.persister.noteAll()
 		}
 	}
