@@ -100,15 +100,10 @@ func (s *Store) look(ctx context.Context, d Domain, candidates []dnsname.HostLab
 // was looked at. again reports that a label was claimed, or the brand changed,
 // meanwhile.
 func (s *Store) commit(ctx context.Context, c Change, d Domain, cmps []clientv3.Cmp) (_ Domain, again bool, _ error) {
-	for _, sel := range newSelectors(c.Publish) {
-		if !fits(sel, d.HostLabel, d.Zone) {
-			return Domain{}, false, &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: sel, Label: d.HostLabel}
-		}
-	}
 	if deletionOps(d) > maxTxnOps {
 		return Domain{}, false, fmt.Errorf("%w: %s", ErrTooManyKeys, d.Name)
 	}
-	shadows, err := s.shadows(ctx, c, d)
+	shadows, err := s.admit(ctx, d, newSelectors(c.Publish))
 	if err != nil {
 		return Domain{}, false, err
 	}
@@ -212,18 +207,45 @@ func why(resp *clientv3.TxnResponse, d Domain, fixed int, fresh []Publication) (
 	return true, nil
 }
 
+// Admit returns the *ClaimError, if any, with which Apply would refuse new keys
+// in the given selectors of d as things stand, whatever the keys, or
+// ErrBrandNotFound or ErrConflict. d is as in Change. Who makes keys asks first,
+// so that a refusal costs none.
+func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selector) error {
+	if d.Revision == 0 {
+		candidates := dnsname.HostLabelCandidates(d.Name)
+		claims, _, err := s.look(ctx, d, candidates)
+		if err != nil {
+			return err
+		}
+		if d.HostLabel, err = chooseLabel(&d, candidates, claims, selectors); err != nil {
+			return err
+		}
+	}
+	_, err := s.admit(ctx, d, selectors)
+	return err
+}
+
+// admit tells whether d may have new keys in the given selectors, and returns
+// the claims that this rests on.
+func (s *Store) admit(ctx context.Context, d Domain, selectors []dnsname.Selector) (map[dnsname.HostLabel]claim, error) {
+	for _, sel := range selectors {
+		if !fits(sel, d.HostLabel, d.Zone) {
+			return nil, &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: sel, Label: d.HostLabel}
+		}
+	}
+	return s.shadows(ctx, d, selectors)
+}
+
 // shadows reads the claims of the labels that must not belong to another domain
-// for the change's new selectors to be unambiguous (dnsname.ShadowLabels).
-func (s *Store) shadows(ctx context.Context, c Change, d Domain) (map[dnsname.HostLabel]claim, error) {
+// for new keys in the given selectors to be unambiguous (dnsname.ShadowLabels).
+func (s *Store) shadows(ctx context.Context, d Domain, selectors []dnsname.Selector) (map[dnsname.HostLabel]claim, error) {
 	bySelector := make(map[dnsname.HostLabel]dnsname.Selector)
 	var labels []dnsname.HostLabel
-	for _, p := range c.Publish {
-		if !p.New {
-			continue
-		}
-		for _, l := range dnsname.ShadowLabels(p.Key.Selector, d.HostLabel) {
+	for _, sel := range selectors {
+		for _, l := range dnsname.ShadowLabels(sel, d.HostLabel) {
 			if _, seen := bySelector[l]; !seen {
-				bySelector[l] = p.Key.Selector
+				bySelector[l] = sel
 				labels = append(labels, l)
 			}
 		}

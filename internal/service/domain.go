@@ -58,9 +58,9 @@ func (s *Service) ListDomains(ctx context.Context, req *dkimv1.ListDomainsReques
 			return nil, storeFailure(err)
 		}
 	}
-	var after keystore.Cursor
-	if b, d, ok := strings.Cut(place, "/"); ok {
-		after = keystore.Cursor{Brand: b, Domain: dnsname.Domain(d)}
+	after, err := parseCursor(place, brand)
+	if err != nil {
+		return nil, err
 	}
 
 	batch := size
@@ -98,6 +98,19 @@ func (s *Service) ListDomains(ctx context.Context, req *dkimv1.ListDomainsReques
 	}
 	resp.NextPageToken = pageToken(request, after.Brand+"/"+string(after.Domain))
 	return resp, nil
+}
+
+// parseCursor is the cursor at the place of a page token, which may have been
+// made up.
+func parseCursor(place, brand string) (keystore.Cursor, error) {
+	if place == "" {
+		return keystore.Cursor{}, nil
+	}
+	b, d, ok := strings.Cut(place, "/")
+	if !ok || b == "" || d == "" || (brand != "" && b != brand) {
+		return keystore.Cursor{}, badPageToken()
+	}
+	return keystore.Cursor{Brand: b, Domain: dnsname.Domain(d)}, nil
 }
 
 // DeleteDomain implements dkim.v1.KeyManagement.

@@ -84,17 +84,27 @@ func storeFailure(err error) error {
 		return fail(codes.NotFound, "DOMAIN_NOT_FOUND", err.Error()+" in this brand; provision it first")
 	case errors.Is(err, keystore.ErrKeyNotFound):
 		return fail(codes.NotFound, "KEY_NOT_FOUND", err.Error())
+	case errors.Is(err, keystore.ErrTooManyKeys):
+		return fail(codes.FailedPrecondition, "TOO_MANY_KEYS", err.Error()+"; delete those that are not needed, or choose selectors without dashes")
 	case errors.Is(err, keystore.ErrConflict):
 		return fail(codes.Aborted, "CONFLICT", "it is being changed by others at the same time; try again")
 	case errors.Is(err, keystore.ErrUnavailable):
-		return failWith(codes.Unavailable, "STORE_UNAVAILABLE",
+		return &storeDown{cause: err, rejection: failWith(codes.Unavailable, "STORE_UNAVAILABLE",
 			"the store does not answer; try again. If this was a change, look first whether it happened",
-			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})
+			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})}
 	case errors.Is(err, context.Canceled):
 		return status.FromContextError(context.Canceled).Err()
 	}
 	return err
 }
+
+// storeDown is a rejection that keeps, for the log, what the store said.
+type storeDown struct{ rejection, cause error }
+
+func (e *storeDown) Error() string { return e.cause.Error() }
+
+// GRPCStatus is what the caller sees.
+func (e *storeDown) GRPCStatus() *status.Status { return status.Convert(e.rejection) }
 
 func claimFailure(e *keystore.ClaimError) error {
 	meta := []string{"domain", string(e.Domain), "zone", string(e.Zone)}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 )
 
@@ -16,7 +17,7 @@ const maxFilter = 1000
 var (
 	filterTerm    = regexp.MustCompile(`^\s*([a-z_]+)\s*=\s*(?:"([^"]*)"|([A-Za-z0-9_.*-]+))\s*`)
 	filterAnd     = regexp.MustCompile(`^AND\s+`)
-	domainPattern = regexp.MustCompile(`^\*?[^*]*\*?$`)
+	domainPattern = regexp.MustCompile(`^\*?[A-Za-z0-9.-]*\*?$`)
 )
 
 // parseFilter compiles the subset of AIP-160 that ListDomains takes.
@@ -57,8 +58,15 @@ func parseFilter(filter string) (func(keystore.Domain) bool, error) {
 func parseTerm(field, value string) (func(keystore.Domain) bool, error) {
 	switch field {
 	case "domain":
-		if !domainPattern.MatchString(value) || strings.ContainsAny(value, `?[\`) {
-			return nil, badFilter("domain = %q: \"*\" may stand at the beginning and at the end", value)
+		if !strings.Contains(value, "*") {
+			name, err := dnsname.ParseDomain(value)
+			if err != nil {
+				return nil, badFilter("%v", err)
+			}
+			return func(d keystore.Domain) bool { return d.Name == name }, nil
+		}
+		if !domainPattern.MatchString(value) {
+			return nil, badFilter("domain = %.60q: \"*\" may stand at the beginning and at the end of letters, digits, dots and dashes, and labels in other scripts must be whole", value)
 		}
 		value = strings.ToLower(value)
 		return func(d keystore.Domain) bool {

@@ -2,8 +2,10 @@ package service
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -55,6 +57,10 @@ func authorize(ctx context.Context, method string) error {
 	return nil
 }
 
+// ownServices begins the names of the methods that answer for their errors with
+// an ErrorInfo; health and reflection do not.
+const ownServices = "/dkim."
+
 // outward is the error that a caller sees. Rejections pass; anything else is
 // logged here, and only here, and becomes INTERNAL.
 func outward(ctx context.Context, logger *slog.Logger, method string, panicked any, err error) error {
@@ -66,7 +72,16 @@ func outward(ctx context.Context, logger *slog.Logger, method string, panicked a
 	if err == nil {
 		return nil
 	}
+	if down, ok := errors.AsType[*storeDown](err); ok {
+		if ctx.Err() == nil {
+			logger.LogAttrs(ctx, slog.LevelWarn, "store unavailable", slog.String("method", method), slog.Any("error", down.cause))
+		}
+		return down.rejection
+	}
 	if st, ok := status.FromError(err); ok {
+		if !strings.HasPrefix(method, ownServices) {
+			return err
+		}
 		for _, d := range st.Details() {
 			if _, ok := d.(*errdetails.ErrorInfo); ok {
 				return err

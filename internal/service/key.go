@@ -39,19 +39,16 @@ func (s *Service) ListKeys(ctx context.Context, req *dkimv1.ListKeysRequest) (*d
 	keys := slices.Clone(d.Keys)
 	slices.SortFunc(keys, func(a, b keystore.Key) int { return cmp.Compare(keyPlace(a), keyPlace(b)) })
 	resp := &dkimv1.ListKeysResponse{}
+	last := ""
 	for _, k := range keys {
 		if keyPlace(k) <= after {
 			continue
 		}
 		if len(resp.Keys) == size {
-			last := resp.Keys[size-1]
-			_, id, err := parseKeyName("name", last.GetName())
-			if err != nil {
-				return nil, err
-			}
-			resp.NextPageToken = pageToken(request, keyPlace(*d.Key(id)))
+			resp.NextPageToken = pageToken(request, last)
 			break
 		}
+		last = keyPlace(k)
 		m, err := keyMessage(d, k, recordOf(k, records))
 		if err != nil {
 			return nil, err
@@ -142,9 +139,6 @@ func (s *Service) PublishKey(ctx context.Context, req *dkimv1.PublishKeyRequest)
 		}
 		if d.Selector(sel) != nil {
 			return nil, selectorInUse(&d, &keystore.Key{Key: rotation.Key{Selector: sel, Custody: rotation.Service}})
-		}
-		if n := len(d.Keys); n >= 2*maxSelectors {
-			return nil, fail(codes.FailedPrecondition, "TOO_MANY_KEYS", fmt.Sprintf("%s has %d keys, no more are allowed; delete those that are not needed", d.Name, n))
 		}
 		ttl, err := parseTTL(req.GetTtlSeconds(), zone.RecordTTL)
 		if err != nil {

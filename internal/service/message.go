@@ -90,7 +90,7 @@ func checkETag(given, present string) error {
 // maskPaths are the fields an update changes: those of the mask, or those that
 // are set in the message.
 func maskPaths(mask *fieldmaskpb.FieldMask, msg proto.Message, allowed []string) ([]string, error) {
-	if mask == nil {
+	if len(mask.GetPaths()) == 0 {
 		var set []string
 		msg.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
 			if name := string(fd.Name()); slices.Contains(allowed, name) {

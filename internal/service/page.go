@@ -37,7 +37,11 @@ func pagePlace(token, request string) (string, error) {
 	raw, err := base64.RawURLEncoding.DecodeString(token)
 	place, ok := strings.CutPrefix(string(raw), "1\x00"+request+"\x00")
 	if err != nil || !ok || place == "" {
-		return "", invalid("page_token", "INVALID_PAGE_TOKEN", "it is not the next_page_token of a request like this one; begin again without it")
+		return "", badPageToken()
 	}
 	return place, nil
+}
+
+func badPageToken() error {
+	return invalid("page_token", "INVALID_PAGE_TOKEN", "it is not the next_page_token of a request like this one; begin again without it")
 }

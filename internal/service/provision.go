@@ -57,6 +57,11 @@ func (s *Service) ProvisionDomain(ctx context.Context, req *dkimv1.ProvisionDoma
 		if err != nil || len(missing) == 0 {
 			return nil, err
 		}
+		// A refusal must not leave anything, not even a first data key of the
+		// brand, which sealing makes.
+		if err := s.admit(ctx, d, missing); err != nil {
+			return nil, err
+		}
 		if err := s.makeKeys(ctx, missing, made); err != nil {
 			return nil, err
 		}
@@ -169,6 +174,19 @@ func plan(d *keystore.Domain, w wish) (missing []keystore.Selector, err error) {
 		}
 	}
 	return missing, nil
+}
+
+// admit asks the store whether d may have new keys in the selectors.
+func (s *Service) admit(ctx context.Context, d keystore.Domain, missing []keystore.Selector) error {
+	selectors := make([]dnsname.Selector, len(missing))
+	for i, sel := range missing {
+		selectors[i] = sel.Selector
+	}
+	err := s.store.Admit(ctx, d, selectors)
+	if errors.Is(err, keystore.ErrConflict) {
+		return nil // Apply finds it too, and then all is computed anew
+	}
+	return storeFailure(err)
 }
 
 func selectorInUse(d *keystore.Domain, k *keystore.Key) error {

@@ -50,7 +50,7 @@ func (s *Service) WatchDomains(req *dkimv1.WatchDomainsRequest, stream grpc.Serv
 		if ev.Deleted {
 			resp.Type = dkimv1.WatchDomainsResponse_EVENT_TYPE_DELETE
 			resp.Domain = &dkimv1.Domain{
-				Name: domainName{ev.Domain.Brand, ev.Domain.Name}.String(), Revision: ev.Domain.Revision, DeleteTime: timestamp(s.now()),
+				Name: domainName{ev.Domain.Brand, ev.Domain.Name}.String(), Revision: ev.Domain.Revision,
 			}
 			return stream.Send(resp)
 		}

@@ -19,10 +19,26 @@ func hashed(d dnsname.Domain) dnsname.HostLabel {
 	return candidates[len(candidates)-1]
 }
 
-// refuses checks that a change is refused for a reason and changes nothing.
+// refuses checks that a change is refused for a reason and changes nothing, and
+// that the refusal could be known before.
 func (e *env) refuses(t testing.TB, c keystore.Change, reason keystore.ClaimReason) {
 	t.Helper()
 	wantClaim(t, e.unchanged(t, func() error { _, err := e.Apply(t.Context(), c); return err }), reason)
+	if reason != keystore.PublicKeyUsedElsewhere {
+		wantClaim(t, e.admit(t, c), reason)
+	}
+}
+
+// admit asks whether the keys of a change may be made.
+func (e *env) admit(t testing.TB, c keystore.Change) error {
+	t.Helper()
+	var selectors []dnsname.Selector
+	for _, p := range c.Publish {
+		if p.New {
+			selectors = append(selectors, p.Key.Selector)
+		}
+	}
+	return e.Admit(t.Context(), c.Domain, selectors)
 }
 
 // claimed returns the labels that are claimed, by state: "live" or "tombstone".

@@ -220,7 +220,11 @@ func withdraw(d keystore.Domain, sel dnsname.Selector) keystore.Change {
 
 func (e *env) provision(t testing.TB, brand string, name dnsname.Domain, selectors ...dnsname.Selector) keystore.Domain {
 	t.Helper()
-	return must(e.Apply(context.Background(), newDomain(brand, name, selectors...)))(t)
+	c := newDomain(brand, name, selectors...)
+	if err := e.admit(t, c); err != nil {
+		t.Errorf("Admit of %s: %v", name, err)
+	}
+	return must(e.Apply(context.Background(), c))(t)
 }
 
 func (e *env) delete(t testing.TB, d keystore.Domain) {
