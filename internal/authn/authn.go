@@ -60,7 +60,7 @@ func FromCertificate(cert *x509.Certificate) (Identity, error) {
 			continue
 		}
 		role, name, ok := strings.Cut(rest, "/")
-		if !ok || name == "" || strings.Contains(name, "/") || Role(role) != Admin {
+		if !ok || name == "" || strings.ContainsAny(name, "/?#%") || Role(role) != Admin {
 			return Identity{}, fmt.Errorf("%w: certificate names %q, which is no role of this service", ErrNoIdentity, uri)
 		}
 		found = append(found, Identity{Role(role), name})

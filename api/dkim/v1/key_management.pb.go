@@ -30,7 +30,7 @@ const (
 	WatchDomainsResponse_EVENT_TYPE_UNSPECIFIED WatchDomainsResponse_EventType = 0
 	// The domain was created or changed, or was there when the watch began.
 	WatchDomainsResponse_EVENT_TYPE_PUT WatchDomainsResponse_EventType = 1
-	// Only name, revision and delete_time of the domain are set.
+	// Only name and revision of the domain are set.
 	WatchDomainsResponse_EVENT_TYPE_DELETE WatchDomainsResponse_EventType = 2
 	// All that was there when the watch began has been sent. No domain.
 	WatchDomainsResponse_EVENT_TYPE_SYNCED WatchDomainsResponse_EventType = 3
@@ -286,7 +286,8 @@ type UpdateZoneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name says which; its etag, if set, must be the present one.
 	Zone *Zone `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
-	// Fields to change; without it, those that are set.
+	// Fields to change, or `*` for all; without it, those that are set. A field
+	// that is named and not set gets its default.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -927,7 +928,8 @@ type ListDomainsRequest struct {
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// AIP-160, of terms joined by AND: `domain = "*.dk"` (`*` at either end),
 	// `host_label = "spamtrap-dk"`, `algorithm = RSA_2048`, `key_state = PREPARED`.
-	// A term on selectors holds if one selector fulfils it.
+	// A term on keys holds if one key of the domain fulfils it. A domain without
+	// `*` may be in U-labels.
 	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -53,14 +53,17 @@ const (
 // Every rejection is a google.rpc.Status with a google.rpc.ErrorInfo of domain
 // `dkimzone`, whose reason is named at the method, and a message that says what
 // to do. A refused request has changed nothing. Reasons any method may give:
-// UNAUTHENTICATED, PERMISSION_DENIED, INVALID_NAME, STORE_UNAVAILABLE (try
-// again; RetryInfo says when), INTERNAL.
+// UNAUTHENTICATED, PERMISSION_DENIED, INTERNAL; UNAVAILABLE STORE_UNAVAILABLE
+// (try again; RetryInfo says when; a change may have happened all the same);
+// ABORTED CONFLICT (many change the same thing at once; try again).
+// INVALID_ARGUMENT INVALID_NAME for a resource name of the wrong form, or
+// INVALID_ZONE, INVALID_BRAND, INVALID_DOMAIN for what is wrong in a part of it.
 type KeyManagementClient interface {
 	// Creates a zone. ALREADY_EXISTS ZONE_EXISTS; INVALID_ARGUMENT INVALID_ZONE.
 	CreateZone(ctx context.Context, in *CreateZoneRequest, opts ...grpc.CallOption) (*Zone, error)
 	// NOT_FOUND ZONE_NOT_FOUND.
 	GetZone(ctx context.Context, in *GetZoneRequest, opts ...grpc.CallOption) (*Zone, error)
-	// Lists zones in order of name.
+	// Lists zones. INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
 	ListZones(ctx context.Context, in *ListZonesRequest, opts ...grpc.CallOption) (*ListZonesResponse, error)
 	// Changes a zone's settings. ABORTED ETAG_MISMATCH; NOT_FOUND ZONE_NOT_FOUND;
 	// INVALID_ARGUMENT INVALID_ZONE, INVALID_FIELD_MASK.
@@ -77,7 +80,8 @@ type KeyManagementClient interface {
 	CreateBrand(ctx context.Context, in *CreateBrandRequest, opts ...grpc.CallOption) (*Brand, error)
 	// NOT_FOUND BRAND_NOT_FOUND.
 	GetBrand(ctx context.Context, in *GetBrandRequest, opts ...grpc.CallOption) (*Brand, error)
-	// Lists brands in order of name.
+	// Lists brands in order of name. INVALID_ARGUMENT INVALID_PAGE_SIZE,
+	// INVALID_PAGE_TOKEN.
 	ListBrands(ctx context.Context, in *ListBrandsRequest, opts ...grpc.CallOption) (*ListBrandsResponse, error)
 	// Changes the display name. ABORTED ETAG_MISMATCH; NOT_FOUND BRAND_NOT_FOUND;
 	// INVALID_ARGUMENT INVALID_BRAND, INVALID_FIELD_MASK, IMMUTABLE_FIELD.
@@ -87,15 +91,18 @@ type KeyManagementClient interface {
 	DeleteBrand(ctx context.Context, in *DeleteBrandRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// Makes sure that the domain exists and each asked selector holds a published
 	// key. Idempotent: what is there already stays as it is. INVALID_ARGUMENT
-	// INVALID_DOMAIN, INVALID_SELECTOR, INVALID_ALGORITHM; NOT_FOUND
+	// INVALID_DOMAIN, INVALID_SELECTOR, INVALID_ALGORITHM, INVALID_TTL; NOT_FOUND
 	// BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED (another brand has it in
 	// this zone); FAILED_PRECONDITION DOMAIN_RESERVED (another brand had it),
-	// ALGORITHM_DIFFERS (an algorithm changes by rotation, not by provisioning),
-	// SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT.
+	// HOST_LABEL_TAKEN (other domains have all labels it could have),
+	// ALGORITHM_DIFFERS (a selector keeps its algorithm), SELECTOR_IN_USE,
+	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT, TOO_MANY_KEYS; DEADLINE_EXCEEDED
+	// KEY_GENERATION_SLOW (nothing was changed; try again with more time).
 	ProvisionDomain(ctx context.Context, in *ProvisionDomainRequest, opts ...grpc.CallOption) (*Domain, error)
 	// NOT_FOUND DOMAIN_NOT_FOUND.
 	GetDomain(ctx context.Context, in *GetDomainRequest, opts ...grpc.CallOption) (*Domain, error)
-	// Lists domains in order of brand and name. INVALID_ARGUMENT
+	// Lists domains brand by brand, those of a brand in order of name.
+	// INVALID_ARGUMENT
 	// INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN, INVALID_FILTER; NOT_FOUND
 	// BRAND_NOT_FOUND.
 	ListDomains(ctx context.Context, in *ListDomainsRequest, opts ...grpc.CallOption) (*ListDomainsResponse, error)
@@ -109,23 +116,26 @@ type KeyManagementClient interface {
 	RotateDomain(ctx context.Context, in *RotateDomainRequest, opts ...grpc.CallOption) (*Domain, error)
 	// Sends the domains that are there, then every change, in store order. The
 	// stream ends with OUT_OF_RANGE WATCH_EXPIRED when changes after the resume
-	// token are no longer known: watch again without one.
+	// token are no longer known: watch again without one. INVALID_ARGUMENT
+	// INVALID_RESUME_TOKEN; NOT_FOUND BRAND_NOT_FOUND.
 	WatchDomains(ctx context.Context, in *WatchDomainsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchDomainsResponse], error)
-	// Lists a domain's keys in order of selector. NOT_FOUND DOMAIN_NOT_FOUND.
+	// Lists a domain's keys in order of selector. NOT_FOUND DOMAIN_NOT_FOUND;
+	// INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
-	// NOT_FOUND KEY_NOT_FOUND.
+	// NOT_FOUND DOMAIN_NOT_FOUND, KEY_NOT_FOUND.
 	GetKey(ctx context.Context, in *GetKeyRequest, opts ...grpc.CallOption) (*Key, error)
 	// Publishes the public half of a key made elsewhere in a selector of its own;
 	// the domain is created if it is not there. Idempotent for the same key, whose
-	// TTL it may change. INVALID_ARGUMENT INVALID_DOMAIN, INVALID_SELECTOR,
+	// TTL, if one is given, and test flag it changes. INVALID_ARGUMENT INVALID_DOMAIN, INVALID_SELECTOR,
 	// INVALID_PUBLIC_KEY, PRIVATE_KEY_GIVEN, KEY_SIZE_REFUSED, INVALID_TTL;
 	// NOT_FOUND BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED, KEY_PUBLISHED
-	// (under another name); FAILED_PRECONDITION DOMAIN_RESERVED, SELECTOR_IN_USE,
-	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT.
+	// (under another name); FAILED_PRECONDITION DOMAIN_RESERVED,
+	// HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT,
+	// TOO_MANY_KEYS.
 	PublishKey(ctx context.Context, in *PublishKeyRequest, opts ...grpc.CallOption) (*Key, error)
 	// Withdraws a key that PublishKey published; the domain stays.
 	// FAILED_PRECONDITION KEY_MANAGED for a key the service rotates; NOT_FOUND
-	// KEY_NOT_FOUND; ABORTED ETAG_MISMATCH.
+	// DOMAIN_NOT_FOUND, KEY_NOT_FOUND; ABORTED ETAG_MISMATCH.
 	DeleteKey(ctx context.Context, in *DeleteKeyRequest, opts ...grpc.CallOption) (*Domain, error)
 }
 
@@ -366,14 +376,17 @@ func (c *keyManagementClient) DeleteKey(ctx context.Context, in *DeleteKeyReques
 // Every rejection is a google.rpc.Status with a google.rpc.ErrorInfo of domain
 // `dkimzone`, whose reason is named at the method, and a message that says what
 // to do. A refused request has changed nothing. Reasons any method may give:
-// UNAUTHENTICATED, PERMISSION_DENIED, INVALID_NAME, STORE_UNAVAILABLE (try
-// again; RetryInfo says when), INTERNAL.
+// UNAUTHENTICATED, PERMISSION_DENIED, INTERNAL; UNAVAILABLE STORE_UNAVAILABLE
+// (try again; RetryInfo says when; a change may have happened all the same);
+// ABORTED CONFLICT (many change the same thing at once; try again).
+// INVALID_ARGUMENT INVALID_NAME for a resource name of the wrong form, or
+// INVALID_ZONE, INVALID_BRAND, INVALID_DOMAIN for what is wrong in a part of it.
 type KeyManagementServer interface {
 	// Creates a zone. ALREADY_EXISTS ZONE_EXISTS; INVALID_ARGUMENT INVALID_ZONE.
 	CreateZone(context.Context, *CreateZoneRequest) (*Zone, error)
 	// NOT_FOUND ZONE_NOT_FOUND.
 	GetZone(context.Context, *GetZoneRequest) (*Zone, error)
-	// Lists zones in order of name.
+	// Lists zones. INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
 	ListZones(context.Context, *ListZonesRequest) (*ListZonesResponse, error)
 	// Changes a zone's settings. ABORTED ETAG_MISMATCH; NOT_FOUND ZONE_NOT_FOUND;
 	// INVALID_ARGUMENT INVALID_ZONE, INVALID_FIELD_MASK.
@@ -390,7 +403,8 @@ type KeyManagementServer interface {
 	CreateBrand(context.Context, *CreateBrandRequest) (*Brand, error)
 	// NOT_FOUND BRAND_NOT_FOUND.
 	GetBrand(context.Context, *GetBrandRequest) (*Brand, error)
-	// Lists brands in order of name.
+	// Lists brands in order of name. INVALID_ARGUMENT INVALID_PAGE_SIZE,
+	// INVALID_PAGE_TOKEN.
 	ListBrands(context.Context, *ListBrandsRequest) (*ListBrandsResponse, error)
 	// Changes the display name. ABORTED ETAG_MISMATCH; NOT_FOUND BRAND_NOT_FOUND;
 	// INVALID_ARGUMENT INVALID_BRAND, INVALID_FIELD_MASK, IMMUTABLE_FIELD.
@@ -400,15 +414,18 @@ type KeyManagementServer interface {
 	DeleteBrand(context.Context, *DeleteBrandRequest) (*emptypb.Empty, error)
 	// Makes sure that the domain exists and each asked selector holds a published
 	// key. Idempotent: what is there already stays as it is. INVALID_ARGUMENT
-	// INVALID_DOMAIN, INVALID_SELECTOR, INVALID_ALGORITHM; NOT_FOUND
+	// INVALID_DOMAIN, INVALID_SELECTOR, INVALID_ALGORITHM, INVALID_TTL; NOT_FOUND
 	// BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED (another brand has it in
 	// this zone); FAILED_PRECONDITION DOMAIN_RESERVED (another brand had it),
-	// ALGORITHM_DIFFERS (an algorithm changes by rotation, not by provisioning),
-	// SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT.
+	// HOST_LABEL_TAKEN (other domains have all labels it could have),
+	// ALGORITHM_DIFFERS (a selector keeps its algorithm), SELECTOR_IN_USE,
+	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT, TOO_MANY_KEYS; DEADLINE_EXCEEDED
+	// KEY_GENERATION_SLOW (nothing was changed; try again with more time).
 	ProvisionDomain(context.Context, *ProvisionDomainRequest) (*Domain, error)
 	// NOT_FOUND DOMAIN_NOT_FOUND.
 	GetDomain(context.Context, *GetDomainRequest) (*Domain, error)
-	// Lists domains in order of brand and name. INVALID_ARGUMENT
+	// Lists domains brand by brand, those of a brand in order of name.
+	// INVALID_ARGUMENT
 	// INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN, INVALID_FILTER; NOT_FOUND
 	// BRAND_NOT_FOUND.
 	ListDomains(context.Context, *ListDomainsRequest) (*ListDomainsResponse, error)
@@ -422,23 +439,26 @@ type KeyManagementServer interface {
 	RotateDomain(context.Context, *RotateDomainRequest) (*Domain, error)
 	// Sends the domains that are there, then every change, in store order. The
 	// stream ends with OUT_OF_RANGE WATCH_EXPIRED when changes after the resume
-	// token are no longer known: watch again without one.
+	// token are no longer known: watch again without one. INVALID_ARGUMENT
+	// INVALID_RESUME_TOKEN; NOT_FOUND BRAND_NOT_FOUND.
 	WatchDomains(*WatchDomainsRequest, grpc.ServerStreamingServer[WatchDomainsResponse]) error
-	// Lists a domain's keys in order of selector. NOT_FOUND DOMAIN_NOT_FOUND.
+	// Lists a domain's keys in order of selector. NOT_FOUND DOMAIN_NOT_FOUND;
+	// INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
-	// NOT_FOUND KEY_NOT_FOUND.
+	// NOT_FOUND DOMAIN_NOT_FOUND, KEY_NOT_FOUND.
 	GetKey(context.Context, *GetKeyRequest) (*Key, error)
 	// Publishes the public half of a key made elsewhere in a selector of its own;
 	// the domain is created if it is not there. Idempotent for the same key, whose
-	// TTL it may change. INVALID_ARGUMENT INVALID_DOMAIN, INVALID_SELECTOR,
+	// TTL, if one is given, and test flag it changes. INVALID_ARGUMENT INVALID_DOMAIN, INVALID_SELECTOR,
 	// INVALID_PUBLIC_KEY, PRIVATE_KEY_GIVEN, KEY_SIZE_REFUSED, INVALID_TTL;
 	// NOT_FOUND BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED, KEY_PUBLISHED
-	// (under another name); FAILED_PRECONDITION DOMAIN_RESERVED, SELECTOR_IN_USE,
-	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT.
+	// (under another name); FAILED_PRECONDITION DOMAIN_RESERVED,
+	// HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT,
+	// TOO_MANY_KEYS.
 	PublishKey(context.Context, *PublishKeyRequest) (*Key, error)
 	// Withdraws a key that PublishKey published; the domain stays.
 	// FAILED_PRECONDITION KEY_MANAGED for a key the service rotates; NOT_FOUND
-	// KEY_NOT_FOUND; ABORTED ETAG_MISMATCH.
+	// DOMAIN_NOT_FOUND, KEY_NOT_FOUND; ABORTED ETAG_MISMATCH.
 	DeleteKey(context.Context, *DeleteKeyRequest) (*Domain, error)
 	mustEmbedUnimplementedKeyManagementServer()
 }

@@ -505,7 +505,7 @@ type Domain struct {
 	Selectors  []*Selector            `protobuf:"bytes,5,rep,name=selectors,proto3" json:"selectors,omitempty"`
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	// Set in the answer to DeleteDomain and in watch events of a deletion.
+	// Set in the answer to DeleteDomain.
 	DeleteTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=delete_time,json=deleteTime,proto3" json:"delete_time,omitempty"`
 	// Store revision of the last change. Once a name server's SOA serial has
 	// reached its low 32 bits (RFC 1982 order), it serves the change.
