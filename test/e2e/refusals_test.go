@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -36,7 +37,7 @@ func TestRefusals(t *testing.T) {
 		before := contents()
 		checkStrangers(t, s.admin(), s.grpc, s.http)
 		if after := contents(); after != before {
-			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+			t.Errorf("the store has changed (-before +after):\n%s", cmp.Diff(before, after))
 		}
 	})
 	t.Run("HTTPS with a certificate", func(t *testing.T) {
@@ -284,7 +285,7 @@ func checkRefusals(t *testing.T, api dkimv1.KeyManagementClient, contents func()
 			err := r.call(deadline(t))
 			checkStatus(t, err, r.code, r.reason)
 			if after := contents(); after != before {
-				t.Errorf("it has changed the store. Before:\n%s\nafter:\n%s", before, after)
+				t.Errorf("it has changed the store (-before +after):\n%s", cmp.Diff(before, after))
 				before = after
 			}
 		})
@@ -415,7 +416,7 @@ func checkCommandRefusals(t *testing.T, c client, contents func() string) {
 		checkFailed(t, harness.Run(t, t.TempDir(), harness.Dkimctl, nil, "zone", "list"), 1, "dkimctl.yaml")
 	})
 	if after := contents(); after != before {
-		t.Errorf("the store has changed. Before:\n%s\nafter:\n%s", before, after)
+		t.Errorf("the store has changed (-before +after):\n%s", cmp.Diff(before, after))
 	}
 }
 
