@@ -3,12 +3,14 @@ package keystore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
 )
 
@@ -100,9 +102,6 @@ func (s *Store) look(ctx context.Context, d Domain, candidates []dnsname.HostLab
 // was looked at. again reports that a label was claimed, or the brand changed,
 // meanwhile.
 func (s *Store) commit(ctx context.Context, c Change, d Domain, cmps []clientv3.Cmp) (_ Domain, again bool, _ error) {
-	if deletionOps(d) > maxTxnOps {
-		return Domain{}, false, fmt.Errorf("%w: %s", ErrTooManyKeys, d.Name)
-	}
 	shadows, err := s.admit(ctx, d, newSelectors(c.Publish))
 	if err != nil {
 		return Domain{}, false, err
@@ -209,7 +208,7 @@ func why(resp *clientv3.TxnResponse, d Domain, fixed int, fresh []Publication) (
 
 // Admit returns the *ClaimError, if any, with which Apply would refuse new keys
 // in the given selectors of d as things stand, whatever the keys, or
-// ErrBrandNotFound or ErrConflict. d is as in Change. Who makes keys asks first,
+// ErrBrandNotFound, ErrTooManyKeys or ErrConflict. d is as in Change. Who makes keys asks first,
 // so that a refusal costs none.
 func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selector) error {
 	if d.Revision == 0 {
@@ -233,6 +232,9 @@ func (s *Store) admit(ctx context.Context, d Domain, selectors []dnsname.Selecto
 		if !fits(sel, d.HostLabel, d.Zone) {
 			return nil, &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: sel, Label: d.HostLabel}
 		}
+	}
+	if deletionOps(d, selectors) > maxTxnOps {
+		return nil, fmt.Errorf("%w: %s", ErrTooManyKeys, d.Name)
 	}
 	return s.shadows(ctx, d, selectors)
 }
@@ -322,9 +324,16 @@ func (s *Store) DeleteDomain(ctx context.Context, d Domain, now time.Time) (int6
 	return resp.Header.Revision, nil
 }
 
-// deletionOps is the number of operations that DeleteDomain needs for d. Apply
-// lets no domain grow beyond what one transaction deletes.
-func deletionOps(d Domain) int {
+// deletionOps is the number of operations that DeleteDomain needs for d with a
+// key in each of the selectors. No domain grows beyond what one transaction
+// deletes.
+func deletionOps(d Domain, selectors []dnsname.Selector) int {
+	d.Keys = slices.Clone(d.Keys)
+	for _, sel := range selectors {
+		if d.KeyIn(sel) == nil {
+			d.Keys = append(d.Keys, Key{Key: rotation.Key{Selector: sel}})
+		}
+	}
 	published := 0
 	for _, k := range d.Keys {
 		if k.Published() {
