@@ -93,11 +93,11 @@ func (r *run) brandUpdate() *cobra.Command {
 		Example: "  dkimctl brand update acme --display-name 'Acme Mail'",
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
 		b.Name = brandName(args[0])
-		b, err := call(ctx, r, api.UpdateBrand, &dkimv1.UpdateBrandRequest{Brand: b, UpdateMask: mask(c, fields)})
+		updated, err := call(ctx, r, api.UpdateBrand, &dkimv1.UpdateBrandRequest{Brand: b, UpdateMask: mask(c, fields)})
 		if err != nil {
 			return err
 		}
-		return r.printBrand(b)
+		return r.printBrand(updated)
 	})
 	displayNameFlag(c, &b.DisplayName)
 	etagFlag(c, &b.Etag)

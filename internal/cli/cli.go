@@ -209,7 +209,7 @@ func (r *run) version() *cobra.Command {
 
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // file descriptors are small
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // oneLine makes of text from elsewhere something that stays on its line of a

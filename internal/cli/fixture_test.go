@@ -255,9 +255,8 @@ func (ns *nameServer) stop() {
 	}
 }
 
-// set changes how it answers: "good", "truncate" (over UDP), "refuse", "cache"
-// (without authority), "empty", "other" (TXT records), or "behind" for so many
-// answers.
+// set changes how it answers: "good", "truncate" (over UDP), "refuse", or
+// "behind" for so many answers.
 func (ns *nameServer) set(mode string, n int) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
@@ -283,7 +282,7 @@ func (ns *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 
 	reply := new(dns.Msg)
 	reply.SetReply(q)
-	reply.Authoritative = mode != "cache"
+	reply.Authoritative = true
 	if mode == "truncate" && !tcp {
 		reply.Truncated = true
 		_ = w.WriteMsg(reply)
@@ -293,7 +292,6 @@ func (ns *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	switch {
 	case mode == "refuse":
 		reply.Rcode = dns.RcodeRefused
-	case mode == "empty":
 	case q.Question[0].Qtype == dns.TypeSOA:
 		z, err := ns.service.GetZone(context.Background(), &dkimv1.GetZoneRequest{Name: "zones/" + name})
 		if err != nil {
@@ -310,9 +308,6 @@ func (ns *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		}}
 	default:
 		record := ns.record(name)
-		if mode == "other" {
-			record = "v=DKIM1; p="
-		}
 		if record == "" {
 			reply.Rcode = dns.RcodeNameError
 			break
@@ -354,6 +349,13 @@ func (ns *nameServer) awaitQuestion() {
 	ns.asked = asked
 	ns.mu.Unlock()
 	<-asked
+}
+
+// stillBehind is how many answers of the serial before it would still give.
+func (ns *nameServer) stillBehind() int {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	return ns.behind
 }
 
 // questionsOverTCP is how many questions came over TCP.

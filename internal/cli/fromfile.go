@@ -121,7 +121,7 @@ func (j fileJob) read() ([]line, []*lineError, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("domains: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	lines, bad, err := readLines(f)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", j.file, err)

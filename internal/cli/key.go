@@ -137,7 +137,7 @@ func (r *run) readPublicKey(file string) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("public key: %w", err)
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }()
 		in = f
 	}
 	data, err := io.ReadAll(io.LimitReader(in, maxKeyFile+1))

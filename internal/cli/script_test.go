@@ -37,6 +37,7 @@ type fixtureKey struct{}
 //	dns NS MODE [N]            make a name server answer in another way
 //	dns NS asked               wait until the name server is asked again
 //	over-tcp NS                fail unless the name server was asked over TCP
+//	caught-up NS               fail unless the name server was asked until it was no longer behind
 //	large N FILE               write a file of N letters
 //	domains N FILE             write a file of N domains
 func TestScripts(t *testing.T) {
@@ -50,13 +51,15 @@ func TestScripts(t *testing.T) {
 			env.Defer(f.stop)
 			env.Values[fixtureKey{}] = f
 			env.Setenv("ADDRESS", f.address)
+			env.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")) // else each dkimctl takes a second to end
 			env.Setenv("XDG_CONFIG_HOME", env.WorkDir+"/xdg")
 			env.Setenv("NS1", f.nameServers["ns1"].address.String())
 			env.Setenv("NS2", f.nameServers["ns2"].address.String())
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"fails": fails, "faults": setFaults, "keys": limitKeys, "dns": setNameServer, "over-tcp": overTCP, "large": large, "domains": domains,
+			"fails": fails, "faults": setFaults, "keys": limitKeys, "dns": setNameServer, "over-tcp": overTCP, "caught-up": caughtUp,
+			"large": large, "domains": domains,
 		},
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 	})
@@ -139,6 +142,15 @@ func overTCP(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if nameServerOf(ts, args[0]).questionsOverTCP() == 0 {
 		ts.Fatalf("%s was not asked over TCP", args[0])
+	}
+}
+
+func caughtUp(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: caught-up NS")
+	}
+	if n := nameServerOf(ts, args[0]).stillBehind(); n > 0 {
+		ts.Fatalf("%s would have been behind for %d more answers", args[0], n)
 	}
 }
 

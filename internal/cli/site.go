@@ -117,7 +117,7 @@ func (s site) exchange(ctx context.Context, network, name string, qtype uint16) 
 	if err != nil {
 		return nil, plain(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })() // so that an interrupt need not wait
 	reply, _, err := client.ExchangeWithConnContext(ctx, query, conn)
 	if err != nil {

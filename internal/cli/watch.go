@@ -70,7 +70,7 @@ func (r *run) watchOnce(ctx context.Context, api dkimv1.KeyManagementClient, req
 	}
 	for {
 		ev, err := stream.Recv()
-		if err == io.EOF { // dkimd ends a watch with an error only
+		if errors.Is(err, io.EOF) { // dkimd ends a watch with an error only
 			return received, errors.New("dkimd ended the watch without a reason")
 		}
 		if err != nil {
