@@ -97,10 +97,11 @@ type list struct {
 	err    error // the first one; nothing is printed after it
 }
 
-// newList begins a list. Nothing is printed before the first page is complete.
+// newList begins a list, without a table if it names no columns. Nothing is
+// printed before the first page is complete.
 func (r *run) newList(field string, columns ...string) *list {
 	l := &list{format: r.format, out: r.Stdout, field: field, rows: newTable(r.Stdout)}
-	if l.format == formatTable {
+	if l.format == formatTable && len(columns) > 0 {
 		row(l.rows, columns...)
 	}
 	return l
