@@ -48,6 +48,13 @@ type fakeWatch struct {
 
 func newFakeEtcd() *fakeEtcd { return &fakeEtcd{clusterID: 77, rev: 1} }
 
+// before has fn called with each Get from now on.
+func (f *fakeEtcd) before(fn func(clientv3.Op) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.onGet = fn
+}
+
 // write is one transaction: a nil value deletes.
 func (f *fakeEtcd) write(kvs map[string][]byte) int64 {
 	f.mu.Lock()

@@ -212,13 +212,13 @@ func TestResync(t *testing.T) {
 			})
 			f.compact()
 			done := false
-			f.onGet = func(op clientv3.Op) error {
+			f.before(func(op clientv3.Op) error {
 				if op.RangeBytes() != nil && !done {
 					done = true
 					return rpctypes.ErrCompacted
 				}
 				return nil
-			}
+			})
 			f.cut()
 		}},
 	}
@@ -273,13 +273,13 @@ func TestSteadyWritesAreNotStale(t *testing.T) {
 		h := follow(t, f)
 		synctest.Wait()
 		// Answers to Get are always one write ahead of the watch.
-		f.onGet = func(clientv3.Op) error {
+		f.before(func(clientv3.Op) error {
 			f.mu.Lock()
 			f.hung = true
 			f.mu.Unlock()
 			f.write(touch(t, 3, "steady"))
 			return nil
-		}
+		})
 		for range 60 {
 			time.Sleep(time.Second)
 			f.set(func(f *fakeEtcd) { f.hung = false })
@@ -431,7 +431,7 @@ func TestReconcileRepairs(t *testing.T) {
 		wantKey(t, h, 2, "key2")
 
 		// While the zone is listed, the watch changes names it lists.
-		f.onGet = func(op clientv3.Op) error {
+		f.before(func(op clientv3.Op) error {
 			if op.RangeBytes() != nil {
 				f.write(touch(t, 4, "before the listing"))
 				go func() {
@@ -441,9 +441,9 @@ func TestReconcileRepairs(t *testing.T) {
 				}()
 			}
 			return nil
-		}
+		})
 		time.Sleep(90 * time.Minute)
-		f.onGet = nil
+		f.before(nil)
 		wantKey(t, h, 1, "lost")
 		wantKey(t, h, 2, "")
 		wantKey(t, h, 3, "seen")
@@ -515,7 +515,7 @@ func TestPages(t *testing.T) {
 				f := newFakeEtcd()
 				f.write(zoneOf(t, n))
 				first := true
-				f.onGet = func(op clientv3.Op) error {
+				f.before(func(op clientv3.Op) error {
 					if op.RangeBytes() != nil && first {
 						first = false
 						return nil
@@ -524,7 +524,7 @@ func TestPages(t *testing.T) {
 						t.Errorf("page at revision %d, want 2", op.Rev())
 					}
 					return nil
-				}
+				})
 				h := follow(t, f)
 				synctest.Wait()
 				if s := wantState(t, h, Synced); s.Records != n {

@@ -199,6 +199,7 @@ func TestRealEtcd(t *testing.T) {
 	e = startEtcd(t, data, endpoint)
 	wait(t, h, e.write(t, putRecord(t, 9, "etcd is back")))
 	want(t, h, 9, "etcd is back")
+	release(t, h)
 }
 
 // Handles of one zone and directory share a replica, whichever way to etcd they
