@@ -62,6 +62,9 @@ func (p *Process) Kill() {
 // Terminate asks the process to end, with SIGTERM.
 func (p *Process) Terminate() { p.signal(syscall.SIGTERM) }
 
+// Interrupt asks the process to end as Ctrl-C does, with SIGINT.
+func (p *Process) Interrupt() { p.signal(syscall.SIGINT) }
+
 // Pause stops the process with SIGSTOP until Resume: it keeps its memory and
 // its sockets and answers nothing.
 func (p *Process) Pause() { p.signal(syscall.SIGSTOP) }
