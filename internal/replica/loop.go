@@ -17,7 +17,6 @@ import (
 const (
 	heartbeatInterval = 2 * time.Second
 	heartbeatTimeout  = 5 * time.Second
-	pageTimeout       = 30 * time.Second
 	hangTimeout       = 5 * time.Second // a watch that brings nothing of what etcd has
 	backoffMin        = 200 * time.Millisecond
 	backoffMax        = 10 * time.Second

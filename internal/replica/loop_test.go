@@ -9,8 +9,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/dkimzone/dkimzone/internal/etcdclient"
 	"github.com/dkimzone/dkimzone/internal/schema"
@@ -533,4 +536,91 @@ func TestPages(t *testing.T) {
 			})
 		})
 	}
+}
+
+// streamingEtcd lists in one call, in chunks.
+type streamingEtcd struct {
+	*fakeEtcd
+	chunk int
+	err   error // of the call
+	cut   bool  // the next stream ends before its last chunk
+	calls int
+}
+
+func (f *streamingEtcd) GetStream(ctx context.Context, key string, opts ...clientv3.OpOption) (clientv3.GetStreamChan, error) {
+	f.calls++
+	if f.err != nil {
+		return nil, f.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute) // the fake wants a deadline
+	defer cancel()
+	resp, err := f.Get(ctx, key, opts...)
+	if err != nil {
+		return nil, err
+	}
+	cut := f.cut
+	f.cut = false
+	ch := make(chan clientv3.RangeStreamResponse, 1)
+	go func() {
+		defer close(ch)
+		for kvs := resp.Kvs; ; {
+			n := min(f.chunk, len(kvs))
+			r := &pb.RangeResponse{Kvs: kvs[:n]}
+			if kvs = kvs[n:]; len(kvs) == 0 {
+				if cut {
+					return
+				}
+				r.Header = resp.Header
+			}
+			ch <- clientv3.RangeStreamResponse{RangeResponse: r}
+			if len(kvs) == 0 {
+				return
+			}
+		}
+	}()
+	return ch, nil
+}
+
+func TestListsInOneCall(t *testing.T) {
+	for _, n := range []int{0, 1, 9, 10, 11, 100} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &streamingEtcd{fakeEtcd: newFakeEtcd(), chunk: 10}
+				f.write(zoneOf(t, n))
+				h := follow(t, f)
+				synctest.Wait()
+				if s := wantState(t, h, Synced); s.Records != n || s.Revision != 2 || s.ClusterID != 77 || f.calls != 1 {
+					t.Errorf("%d calls, status = %+v", f.calls, s)
+				}
+			})
+		})
+	}
+}
+
+// A listing that ends early deletes nothing, and is begun again.
+func TestStreamCutShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &streamingEtcd{fakeEtcd: newFakeEtcd(), chunk: 10}
+		f.write(zoneOf(t, 100))
+		h := follow(t, f)
+		synctest.Wait()
+		f.cut = true
+		f.set(func(f *fakeEtcd) { f.clusterID++ })
+		time.Sleep(time.Minute)
+		if s := wantState(t, h, Synced); s.Records != 100 || s.ClusterID != 78 || f.calls != 3 {
+			t.Errorf("%d calls, status = %+v", f.calls, s)
+		}
+	})
+}
+
+func TestStreamNotKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &streamingEtcd{fakeEtcd: newFakeEtcd(), err: status.Error(codes.Unimplemented, "unknown method RangeStream")}
+		f.write(zoneOf(t, 20))
+		h := follow(t, f)
+		synctest.Wait()
+		if s := wantState(t, h, Synced); s.Records != 20 {
+			t.Errorf("status = %+v", s)
+		}
+	})
 }

@@ -7,13 +7,11 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/dkimzone/dkimzone/internal/schema"
 )
 
 const (
-	pageKeys       = 10_000
 	reconcileRetry = time.Minute
 	// So many records may be deleted whatever the share.
 	deletionFloor = 10
@@ -46,15 +44,6 @@ type change struct {
 	rec   schema.PublicRecord
 }
 
-// page is one answer of a listing.
-type page struct {
-	kvs       []*mvccpb.KeyValue
-	clusterID uint64
-	rev       int64
-	more      bool
-	err       error
-}
-
 func (s *session) startPass(ctx context.Context, cause Cause) {
 	s.cancelPass()
 	s.passes++
@@ -72,41 +61,7 @@ func (s *session) startPass(ctx context.Context, cause Cause) {
 	s.update(func(st *Status) { st.Resyncs[cause]++ })
 	s.pass = p
 	ctx, s.cancelPass = context.WithCancel(ctx)
-	go s.list(ctx, p.pages)
-}
-
-// list sends the zone's keys page by page, all as of the first page's revision.
-func (s *session) list(ctx context.Context, pages chan<- page) {
-	key := schema.ZonePrefix(s.zone)
-	end := clientv3.GetPrefixRangeEnd(key)
-	rev := int64(0)
-	for {
-		p := s.fetch(ctx, key, end, rev)
-		select {
-		case pages <- p:
-		case <-ctx.Done():
-			return
-		}
-		if p.err != nil || !p.more {
-			return
-		}
-		rev = p.rev
-		key = string(p.kvs[len(p.kvs)-1].Key) + "\x00"
-	}
-}
-
-func (s *session) fetch(ctx context.Context, key, end string, rev int64) page {
-	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
-	defer cancel()
-	resp, err := s.client.Get(ctx, key, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(rev))
-	if err != nil {
-		return page{err: err}
-	}
-	p := page{kvs: resp.Kvs, clusterID: resp.Header.GetClusterId(), rev: rev, more: resp.More && len(resp.Kvs) > 0}
-	if rev == 0 {
-		p.rev = resp.Header.GetRevision()
-	}
-	return p
+	go list(ctx, s.client, schema.ZonePrefix(s.zone), p.pages)
 }
 
 // page compares one page with the view.
@@ -120,10 +75,12 @@ func (s *session) page(ctx context.Context, pg page) error {
 		s.reconcile.Reset(jitter(min(s.interval, reconcileRetry)))
 		return nil
 	}
-	if p.clusterID != 0 && pg.clusterID != p.clusterID || !p.resync && pg.clusterID != s.clusterID {
-		return errMixed
+	if pg.rev != 0 {
+		if p.clusterID != 0 && pg.clusterID != p.clusterID || !p.resync && pg.clusterID != s.clusterID {
+			return errMixed
+		}
+		p.clusterID, p.rev = pg.clusterID, pg.rev
 	}
-	p.clusterID, p.rev = pg.clusterID, pg.rev
 	for _, kv := range pg.kvs {
 		owner, isApex, ok := s.owner(kv.Key)
 		switch {
