@@ -3,7 +3,8 @@
 package main
 
 import (
-	"log"
+	"fmt"
+	"os"
 
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/coremain"
@@ -50,7 +51,8 @@ var directives = []string{
 
 func main() {
 	if err := dnsserver.SetDirectives(directives); err != nil {
-		log.Fatal(err)
+		fmt.Fprintln(os.Stderr, "coredns:", err)
+		os.Exit(1)
 	}
 	coremain.Run()
 }

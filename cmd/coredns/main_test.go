@@ -15,8 +15,8 @@ import (
 // Each directive has its plugin and the other way round.
 func TestDirectives(t *testing.T) {
 	var plugins []string
-	for _, name := range caddy.ListPlugins()["others"] {
-		if name, ok := strings.CutPrefix(name, "dns."); ok {
+	for _, full := range caddy.ListPlugins()["others"] {
+		if name, ok := strings.CutPrefix(full, "dns."); ok {
 			plugins = append(plugins, name)
 		}
 	}

@@ -189,7 +189,7 @@ func (f *file) loadShards(v *view, from, to int) (err error) {
 			return fmt.Errorf("%w: no records bucket", errCorrupt)
 		}
 		c := b.Cursor()
-		for k, val := c.Seek([]byte{byte(from)}); k != nil && int(k[0]) < to; k, val = c.Next() {
+		for k, val := c.Seek([]byte{byte(from)}); k != nil && int(k[0]) < to; k, val = c.Next() { //nolint:gosec // a shard number
 			owner := k[1:]
 			rec, err := decodeValue(owner, val)
 			if err != nil {

@@ -139,7 +139,7 @@ func (s *session) finish(ctx context.Context) error {
 	}
 	if !p.resync {
 		if n := len(p.puts) + deletions; n > 0 {
-			s.update(func(st *Status) { st.Repairs += uint64(n) })
+			s.update(func(st *Status) { st.Repairs += uint64(n) }) //nolint:gosec // above 0
 			s.logger.LogAttrs(ctx, slog.LevelError, "records differed from etcd although the watch was on, repaired", slog.Int("records", n))
 		}
 		s.commit(true)

@@ -256,9 +256,8 @@ func TestAcquireErrors(t *testing.T) {
 		}
 	}
 	for _, endpoint := range []string{"", "inprocess:nobody", "127.0.0.1:1"} {
-		var configErr *etcdclient.ConfigError
 		_, err := replica.Acquire(replica.Config{Zone: zone, Etcd: etcdclient.Config{Endpoints: []string{endpoint}}})
-		if !errors.As(err, &configErr) {
+		if _, ok := errors.AsType[*etcdclient.ConfigError](err); !ok {
 			t.Errorf("endpoint %q: %v, want a *etcdclient.ConfigError", endpoint, err)
 		}
 	}

@@ -264,7 +264,10 @@ func (v *view) close() error {
 }
 
 // shardOf is the same in every process, so that the file can be in shard order.
-func shardOf(owner []byte) byte { return byte(crc32.Checksum(owner, castagnoli)) }
+func shardOf(owner []byte) byte { return byte(crc32.Checksum(owner, castagnoli) >> 24) }
+
+// home is the slot where the search for h begins.
+func home(h uint64, mask int) int { return int(h & uint64(mask)) } //nolint:gosec // the low bits
 
 // parent is owner without its first label, or nil.
 func parent(owner []byte) []byte {
@@ -281,7 +284,7 @@ func (s *shard) find(h uint64, owner []byte) (int, block) {
 	}
 	mask := len(s.slots) - 1
 	tag := uint32(h >> 56)
-	for i := int(h) & mask; ; i = (i + 1) & mask {
+	for i := home(h, mask); ; i = (i + 1) & mask {
 		slot := s.slots[i]
 		if slot == 0 {
 			return i, nil
@@ -349,8 +352,8 @@ func (v *view) drop(s *shard, slot int, b block) {
 	mask := len(s.slots) - 1
 	hole := slot
 	for i := (slot + 1) & mask; s.slots[i] != 0; i = (i + 1) & mask {
-		home := int(maphash.Bytes(v.seed, s.block(s.slots[i]&maxRef).name())) & mask
-		if (i-home)&mask >= (i-hole)&mask {
+		want := home(maphash.Bytes(v.seed, s.block(s.slots[i]&maxRef).name()), mask)
+		if (i-want)&mask >= (i-hole)&mask {
 			s.slots[hole] = s.slots[i]
 			hole = i
 		}
@@ -372,7 +375,7 @@ func (v *view) grow(s *shard) {
 // place puts slot, which is not in the table, where a look-up finds it.
 func (s *shard) place(h uint64, slot uint32) {
 	mask := len(s.slots) - 1
-	i := int(h) & mask
+	i := home(h, mask)
 	for s.slots[i] != 0 {
 		i = (i + 1) & mask
 	}
@@ -468,7 +471,7 @@ func fill(b []byte, owner []byte, rec *schema.PublicRecord, mark uint16, childre
 	binary.LittleEndian.PutUint32(b[4:], ttl)
 	binary.LittleEndian.PutUint16(b[8:], uint16(len(key))) //nolint:gosec // checked by put
 	binary.LittleEndian.PutUint16(b[10:], mark)
-	b[12] = byte(len(owner))
+	b[12] = byte(len(owner)) //nolint:gosec // checked by put
 	b[13] = flags
 	copy(b[headerSize:], owner)
 	copy(b[headerSize+len(owner):], key)

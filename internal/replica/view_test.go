@@ -83,7 +83,7 @@ var owners = rapid.Map(
 func TestViewAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		v := newView()
-		defer v.close()
+		defer v.close() //nolint:errcheck // rapid has its own t
 		want := make(model)
 		t.Repeat(map[string]func(*rapid.T){
 			"put": func(t *rapid.T) {

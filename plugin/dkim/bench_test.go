@@ -55,7 +55,7 @@ func (p *packer) WriteMsg(m *dns.Msg) error {
 	return err
 }
 
-// BenchmarkServeDNS runs the mix of peers.md through the server's own code: 90 %
+// BenchmarkServeDNS runs a mix of queries through the server's own code: 90 %
 // known names, 7 % unknown ones, 3 % the empty non-terminal.
 func BenchmarkServeDNS(b *testing.B) {
 	const n = 200_000

@@ -154,8 +154,7 @@ func TestServer(t *testing.T) {
 	s := startServer(t, corefile(e.endpoint, ""))
 	name := goldenName + "." + testZone + "."
 	q := query(name, dns.TypeTXT, edns(1232, false))
-	reply := s.exchange(t, "udp", q)
-	if reply.Rcode != dns.RcodeServerFailure && reply.Rcode != dns.RcodeSuccess {
+	if reply := s.exchange(t, "udp", q); reply.Rcode != dns.RcodeServerFailure {
 		t.Errorf("before the zone exists: %s", dns.RcodeToString[reply.Rcode])
 	}
 
@@ -166,7 +165,7 @@ func TestServer(t *testing.T) {
 			if len(reply.Answer) != 1 || !reply.Authoritative || reply.Answer[0].Header().Name != qname {
 				t.Fatalf("%s %s: %v", network, qname, reply)
 			}
-			strs := reply.Answer[0].(*dns.TXT).Txt
+			strs := text(t, reply)
 			if len(strs) != 2 || len(strs[0]) != 255 || strings.Join(strs, "") != "v=DKIM1; k=rsa; p="+goldenKey {
 				t.Errorf("%s %s: strings %q", network, qname, strs)
 			}
@@ -188,8 +187,7 @@ func TestServer(t *testing.T) {
 	rec := testRecords(t)[goldenName]
 	rec.PublicKey = nil
 	waitFor(t, e.put(t, zoneValues(t, testZone, testApex(), map[string]schema.PublicRecord{goldenName: rec})))
-	reply = s.exchange(t, "udp", q)
-	if got := reply.Answer[0].(*dns.TXT).Txt; len(got) != 1 || got[0] != "v=DKIM1; k=rsa; p=" {
+	if got := text(t, s.exchange(t, "udp", q)); len(got) != 1 || got[0] != "v=DKIM1; k=rsa; p=" {
 		t.Errorf("revoked key: %q", got)
 	}
 	if reply := s.exchange(t, "udp", query(testZone+".", dns.TypeAXFR)); reply.Rcode != dns.RcodeRefused {
@@ -251,6 +249,20 @@ func TestCompliance(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// The nsid plugin finds our OPT record, and has no reason to set DO.
+func TestNSID(t *testing.T) {
+	m := newMemory()
+	m.put(zoneValues(t, testZone, testApex(), testRecords(t)))
+	defer replica.RegisterInProcess(t.Name(), m)()
+	s := startServer(t, strings.Replace(corefile(replica.InProcessScheme+t.Name(), ""), "cache", "nsid node-1", 1))
+	waitFor(t, m.rev)
+	nsid := func(m *dns.Msg) { m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_NSID{Code: dns.EDNS0NSID}} }
+	opt := s.exchange(t, "udp", query(testZone+".", dns.TypeSOA, edns(1232, false), nsid)).IsEdns0()
+	if opt == nil || opt.Do() || len(opt.Option) != 1 || opt.Option[0].String() != "6e6f64652d31" {
+		t.Errorf("OPT = %v, want NSID node-1 and no DO", opt)
 	}
 }
 
@@ -367,8 +379,12 @@ func TestReloadFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
+	_, port, err := net.SplitHostPort(taken.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 3 {
-		bad := strings.Replace(corefile(e.endpoint, ""), ".:0", fmt.Sprintf("example.org:%d", taken.Addr().(*net.TCPAddr).Port), 1)
+		bad := strings.Replace(corefile(e.endpoint, ""), ".:0", "example.org:"+port, 1)
 		bad = strings.Replace(bad, testZone, testZone+" other.example.net", 1)
 		if _, err := s.Restart(input(bad)); err == nil {
 			t.Fatal("reload onto a taken port succeeded")
