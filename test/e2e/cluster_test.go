@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -43,6 +44,17 @@ func TestCluster(t *testing.T) {
 		checkStatus(t, err, codes.Unauthenticated, "UNAUTHENTICATED")
 	})
 	t.Run("access to etcd", func(t *testing.T) { checkAccess(t, in) })
+
+	// A member that hangs, with its connections open, is given up after a while.
+	in.etcd.Members[1].Process.Pause()
+	harness.Eventually(t, startLimit, "a change while a member hangs", func() error {
+		if r := in.dkimd[0].run(t, "domain", "provision", "acme", "hang.example", "--wait", "--algorithm", "ed25519"); r.Code != 0 {
+			return errors.New(r.Stderr)
+		}
+		return nil
+	})
+	in.checkSame(t, "acme", "hang.example")
+	in.etcd.Members[1].Process.Resume()
 
 	// One etcd member and one dkimd are killed: the other goes on.
 	in.etcd.Members[0].Process.Kill()

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -92,6 +93,30 @@ func TestDomains(t *testing.T) {
 
 	t.Run("golden record", func(t *testing.T) { checkGolden(t, s) })
 	t.Run("keys made elsewhere", func(t *testing.T) { checkPublished(t, s) })
+
+	t.Run("zone deleted", func(t *testing.T) {
+		s.ctl(t, "domain", "delete", "ox", "spamtrap.dk", "--yes")
+		s.ctl(t, "brand", "delete", "ox", "--yes")
+		s.ctl(t, "zone", "delete", "oxcloud.zone", "--yes")
+		waitRcode(t, s.dns, "oxcloud.zone", dns.RcodeRefused)
+		checkServed(t, s.dns, s.key(t, "acme", "spamtrap.dk", "selector1"))
+	})
+
+	t.Run("metrics", func(t *testing.T) {
+		metrics := string(page(t, "http://"+s.metrics+"/metrics"))
+		for _, pattern := range []string{
+			`coredns_dkim_queries_total{result="success",zone="keys.example.net."} [1-9]`,
+			`coredns_dkim_write_to_served_seconds_count{zone="keys.example.net."} [1-9]`,
+			`coredns_dkim_records{zone="keys.example.net."} [1-9]`,
+			`coredns_dkim_revision{zone="keys.example.net."} [1-9]`,
+			`coredns_dkim_staleness_seconds{zone="keys.example.net."} [0-9]`,
+			`dkimd_grpc_calls_total{code="OK",method="/dkim.v1.KeyManagement/ProvisionDomain"} [1-9]`,
+		} {
+			if !regexp.MustCompile("(?m)^" + pattern).MatchString(metrics) {
+				t.Errorf("no metric %s", pattern)
+			}
+		}
+	})
 
 	t.Run("no such name", func(t *testing.T) {
 		for name, want := range map[string]int{

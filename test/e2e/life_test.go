@@ -262,3 +262,52 @@ func TestStartFailures(t *testing.T) {
 		})
 	}
 }
+
+// A first start that is cut short at any point leaves nothing that the next one
+// cannot go on with.
+func TestFirstStartCutShort(t *testing.T) {
+	t.Parallel()
+	s := newStandalone(t)
+	for _, file := range []string{
+		"etcd/dkimzone.lock", "etcd/member/snap/db", "kek.key", "replica", "pki/ca.key", "pki/server.crt", "dkimctl.yaml",
+	} {
+		p := harness.Start(t, "dkimd until "+file, harness.Dkimd, nil, s.flags()...)
+		harness.Eventually(t, startLimit, file+" is there", func() error {
+			_, err := os.Stat(filepath.Join(s.dataDir, file))
+			return err
+		})
+		p.Kill()
+	}
+	s.start(t)
+	s.ctl(t, "brand", "create", "acme")
+	s.ctl(t, "domain", "provision", "acme", "spamtrap.dk", "--wait", "--algorithm", "ed25519")
+	s.stop(t)
+}
+
+// The way from one process to several: a stock etcd goes on with the data
+// directory of the one inside dkimd.
+func TestMoveToCluster(t *testing.T) {
+	t.Parallel()
+	s := newStandalone(t)
+	s.start(t)
+	s.ctl(t, "brand", "create", "acme")
+	s.ctl(t, "domain", "provision", "acme", "spamtrap.dk", "--wait", "--algorithm", "ed25519")
+	before := s.domain(t, "acme", "spamtrap.dk")
+	s.stop(t)
+
+	endpoint := "http://" + harness.Addr(t)
+	harness.Start(t, "etcd", harness.Etcd, nil, "--data-dir", filepath.Join(s.dataDir, "etcd"), "--log-level", "warn",
+		"--listen-client-urls", endpoint, "--advertise-client-urls", endpoint, "--listen-peer-urls", "http://"+harness.Addr(t))
+	pki := filepath.Join(s.dataDir, "pki")
+	d := harness.Start(t, "dkimd serve", harness.Dkimd, nil, "serve", "--etcd-endpoint", endpoint,
+		"--tls-ca", filepath.Join(pki, "ca.crt"), "--tls-cert", filepath.Join(pki, "server.crt"), "--tls-key", filepath.Join(pki, "server.key"),
+		"--kek-url", "file://"+filepath.Join(s.dataDir, "kek.key"),
+		"--grpc-listen", s.grpc, "--http-listen", s.http, "--metrics-listen", s.metrics)
+	waitReady(t, d, "http://"+s.metrics+"/readyz")
+	if diff := cmp.Diff(before, s.domain(t, "acme", "spamtrap.dk"), protocmp.Transform()); diff != "" {
+		t.Errorf("domain (-before +after the move):\n%s", diff)
+	}
+	s.ctl(t, "domain", "rotate", "acme", "spamtrap.dk")
+	s.ctl(t, "domain", "provision", "acme", "new.example", "--algorithm", "ed25519")
+	stop(t, d)
+}

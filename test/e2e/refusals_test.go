@@ -15,6 +15,8 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
@@ -40,6 +42,7 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("the store has changed (-before +after):\n%s", cmp.Diff(before, after))
 		}
 	})
+	t.Run("health and reflection", func(t *testing.T) { checkHealthAndReflection(t, s) })
 	t.Run("HTTPS with a certificate", func(t *testing.T) {
 		conn, err := tls.Dial("tcp", s.http, tlsConfig(t, s.admin()))
 		if err != nil {
@@ -54,6 +57,27 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("GET /healthz: %q, %v", answer, err)
 		}
 	})
+}
+
+// checkHealthAndReflection asks what general tools ask.
+func checkHealthAndReflection(t *testing.T, s *standalone) {
+	t.Helper()
+	conn := connect(t, s.grpc, tlsConfig(t, s.admin()))
+	resp, err := healthpb.NewHealthClient(conn).Check(deadline(t), &healthpb.HealthCheckRequest{Service: "dkim.v1.KeyManagement"})
+	if err != nil || resp.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("health: %v, %v", resp, err)
+	}
+	stream, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := stream.Recv()
+	if err != nil || !strings.Contains(answer.String(), "dkim.v1.KeyManagement") {
+		t.Errorf("reflection: %v, %v", answer, err)
+	}
 }
 
 // visible is all that can be seen of a store from outside.

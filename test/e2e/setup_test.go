@@ -228,12 +228,17 @@ func trusting(t *testing.T, caFile string) *tls.Config {
 
 func dial(t *testing.T, addr string, cfg *tls.Config) dkimv1.KeyManagementClient {
 	t.Helper()
+	return dkimv1.NewKeyManagementClient(connect(t, addr, cfg))
+}
+
+func connect(t *testing.T, addr string, cfg *tls.Config) *grpc.ClientConn {
+	t.Helper()
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return dkimv1.NewKeyManagementClient(conn)
+	return conn
 }
 
 // deadline is a context for the calls of one test step.
