@@ -284,6 +284,7 @@ func BenchmarkViewLookup(b *testing.B) {
 		b.Run(fmt.Sprintf("%d/parallel", n), func(b *testing.B) {
 			v, names := benchView(b, n)
 			b.ReportAllocs()
+			b.ResetTimer()
 			b.RunParallel(func(pb *testing.PB) {
 				buf := make([]byte, schema.MaxPublicKeyLen)
 				for i := rand.IntN(n); pb.Next(); i++ {
