@@ -29,9 +29,9 @@ func UnaryInterceptor(logger *slog.Logger) grpc.UnaryServerInterceptor {
 		if err := authorize(ctx, info.FullMethod); err != nil {
 			return nil, err
 		}
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
-		return handler(ctx, req)
+		return handler(callCtx, req)
 	}
 }
 

@@ -59,7 +59,7 @@ func (s *Service) ListKeys(ctx context.Context, req *dkimv1.ListKeysRequest) (*d
 }
 
 // keyPlace orders the keys of a domain: by selector, then by id.
-func keyPlace(k keystore.Key) string { return string(k.Selector) + "/" + k.ID }
+func keyPlace(k keystore.Key) string { return string(k.Selector) + "\x00" + k.ID }
 
 // GetKey implements dkim.v1.KeyManagement.
 func (s *Service) GetKey(ctx context.Context, req *dkimv1.GetKeyRequest) (*dkimv1.Key, error) {

@@ -130,6 +130,9 @@ func plan(d *keystore.Domain, w wish) (missing []keystore.Selector, err error) {
 		}
 	} else if asked == nil {
 		for _, sel := range defaultSelectors {
+			if _, err := dnsname.AliasOwnerName(sel, d.Name); err != nil {
+				return nil, nameFailure("name", "INVALID_DOMAIN", err)
+			}
 			asked = append(asked, keystore.Selector{Selector: sel})
 		}
 	}
