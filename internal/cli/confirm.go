@@ -19,6 +19,11 @@ func (r *run) confirm(ctx context.Context, yes bool, question string) error {
 	if yes || !isTerminal(r.Stdin) {
 		return nil
 	}
+	return r.ask(ctx, question)
+}
+
+// ask returns nil for yes.
+func (r *run) ask(ctx context.Context, question string) error {
 	_, _ = fmt.Fprintf(r.Stderr, "%s [y/N] ", oneLine(question))
 	answer := make(chan string, 1)
 	go func() { // a read of a terminal cannot be ended

@@ -120,7 +120,7 @@ before anything is sent. Publishing the same key again may change its TTL.`,
 		})
 	})
 	c.Flags().StringVar(&file, "public-key-file", "", "`file` with the public key, - for standard input")
-	c.Flags().Int32Var(&req.TtlSeconds, "ttl", 0, "`seconds` a resolver may keep the record, 60 to 86400 (default the zone's, 3600 if it has none)")
+	c.Flags().Int32Var(&req.TtlSeconds, "ttl", 0, "`seconds` a resolver may keep the record, 60 to 86400 (default the zone's)")
 	c.Flags().BoolVar(&req.Testing, "testing", false, "publish with t=y: verifiers treat the mail as unsigned")
 	noFiles(c, "ttl")
 	require(c, "public-key-file")

@@ -163,3 +163,28 @@ func TestAwait(t *testing.T) {
 		t.Errorf("await without time took %s", spent)
 	}
 }
+
+func TestReached(t *testing.T) {
+	tests := []struct {
+		name     string
+		revision int64
+		serial   uint32
+		want     bool
+	}{
+		{"equal", 42, 42, true},
+		{"before", 42, 41, false},
+		{"after", 42, 43, true},
+		{"the name server has gone around", 1<<32 - 2, 5, true},
+		{"the revision has gone around", 1<<32 + 5, 1<<32 - 2, false},
+		{"low 32 bits", 1<<32 + 5, 5, true},
+		{"0 is 1", 1 << 32, 1, true},
+		{"0 is 1, before", 1 << 32, 1<<32 - 1, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := reached(tt.serial, serial(tt.revision)); got != tt.want {
+				t.Errorf("serial %d for revision %d: %t, want %t", tt.serial, tt.revision, got, tt.want)
+			}
+		})
+	}
+}
