@@ -15,7 +15,6 @@ import (
 	_ "github.com/coredns/coredns/plugin/cancel"
 	_ "github.com/coredns/coredns/plugin/chaos"
 	_ "github.com/coredns/coredns/plugin/debug"
-	_ "github.com/coredns/coredns/plugin/dnssec"
 	_ "github.com/coredns/coredns/plugin/dnstap"
 	_ "github.com/coredns/coredns/plugin/errors"
 	_ "github.com/coredns/coredns/plugin/file"
@@ -46,7 +45,7 @@ import (
 var directives = []string{
 	"root", "metadata", "cancel", "timeouts", "multisocket", "reload", "nsid", "bufsize", "bind", "debug", "ready", "health",
 	"pprof", "shed", "prometheus", "errors", "log", "dnstap", "local", "any", "chaos", "tsig", "cache", "header",
-	"dnssec", "minimal", "transfer", "file", "dkim", "forward",
+	"minimal", "transfer", "file", "dkim", "forward",
 }
 
 func main() {
