@@ -40,7 +40,7 @@ func parseQuotedPrintable(value string) (string, bool) {
 			if high < 0 || low < 0 {
 				return "", false
 			}
-			c = byte(high<<4 | low)
+			c = byte(high<<4 | low) //nolint:gosec // two hexadecimal digits
 			i += 2
 		}
 		text = append(text, c)

@@ -2,6 +2,7 @@ package dnsname_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -128,7 +129,7 @@ var nameTests = []struct {
 }
 
 func TestParseDomain(t *testing.T) {
-	tests := append(nameTests[:len(nameTests):len(nameTests)], []struct {
+	tests := append(slices.Clip(nameTests), []struct {
 		name, in string
 		want     string
 		reason   dnsname.Reason
@@ -154,7 +155,7 @@ func TestParseDomain(t *testing.T) {
 }
 
 func TestParseZone(t *testing.T) {
-	tests := append(nameTests[:len(nameTests):len(nameTests)], []struct {
+	tests := append(slices.Clip(nameTests), []struct {
 		name, in string
 		want     string
 		reason   dnsname.Reason

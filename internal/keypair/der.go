@@ -80,7 +80,8 @@ func parseSPKI(der []byte) (PublicKey, error) {
 	if _, err := asn1.Unmarshal(der, &info); err != nil {
 		return PublicKey{}, invalid(ReasonBadEncoding)
 	}
-	k, canonical := PublicKey{}, der
+	var k PublicKey
+	var canonical []byte
 	switch bits := info.Key.RightAlign(); {
 	case info.Algorithm.Algorithm.Equal(oidEd25519):
 		if len(bits) != pointSize {

@@ -109,7 +109,10 @@ func TestEveryAlgorithm(t *testing.T) {
 			if !cmp.Equal(again.Public(), public) || !bytes.Equal(again.Marshal(), form) {
 				t.Error("the key that comes back from its stored form is another")
 			}
-			if !private(t, k).(interface{ Equal(crypto.PrivateKey) bool }).Equal(private(t, again)) {
+			before, ok := private(t, k).(interface {
+				Equal(other crypto.PrivateKey) bool
+			})
+			if !ok || !before.Equal(private(t, again)) {
 				t.Error("the PKCS #8 form that comes back is another")
 			}
 			checkWithVerifier(t, again)
@@ -162,7 +165,7 @@ func primes(p, q *big.Int) []byte {
 	return form
 }
 
-// prime returns the first prime of the series start, start+step, …
+// prime returns the first prime of the series start, start+step and so on.
 func prime(start, step *big.Int) *big.Int {
 	for n := new(big.Int).Set(start); ; n.Add(n, step) {
 		if n.ProbablyPrime(0) {
@@ -357,7 +360,11 @@ func TestSignerForwardsOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := rsa.VerifyPKCS1v15(k.Signer().Public().(*rsa.PublicKey), crypto.SHA256, digest[:], signature); err != nil {
+	public, ok := k.Signer().Public().(*rsa.PublicKey)
+	if !ok {
+		t.Fatalf("public key is a %T", k.Signer().Public())
+	}
+	if err := rsa.VerifyPKCS1v15(public, crypto.SHA256, digest[:], signature); err != nil {
 		t.Error(err)
 	}
 	if _, err := k.Signer().Sign(nil, digest[:20], crypto.SHA256); err == nil {

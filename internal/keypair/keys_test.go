@@ -43,7 +43,11 @@ func private(tb testing.TB, k *keypair.KeyPair) crypto.Signer {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return key.(crypto.Signer)
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		tb.Fatalf("private key is a %T", key)
+	}
+	return signer
 }
 
 func block(label string, der []byte) []byte {

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"math/big"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -177,8 +178,8 @@ func TestParsePublicKeyRefuses(t *testing.T) {
 		{"pem without an end", pemKey[:200], keypair.ReasonBadEncoding},
 		{"pem with a second key", pemKey + pemKey, keypair.ReasonTrailingData},
 		{"pem with more text", pemKey + "more", keypair.ReasonTrailingData},
-		{"der with more octets", b64(append(rsaKey.Octets[:len(rsaKey.Octets):len(rsaKey.Octets)], 0)), keypair.ReasonTrailingData},
-		{"more octets in the bit string", b64(replace(t, append(rsaKey.Octets[:len(rsaKey.Octets):len(rsaKey.Octets)], 0), "30820122300d06092a864886f70d01010105000382010f", "30820123300d06092a864886f70d010101050003820110")), keypair.ReasonTrailingData},
+		{"der with more octets", b64(append(slices.Clip(rsaKey.Octets), 0)), keypair.ReasonTrailingData},
+		{"more octets in the bit string", b64(replace(t, append(slices.Clip(rsaKey.Octets), 0), "30820122300d06092a864886f70d01010105000382010f", "30820123300d06092a864886f70d010101050003820110")), keypair.ReasonTrailingData},
 		{"three numbers", b64(three), keypair.ReasonBadEncoding},
 		{"certificate", string(block("CERTIFICATE", []byte{0x30, 0})), keypair.ReasonUnsupportedType},
 		{"ecdsa", string(block("PUBLIC KEY", spki(t, curve.Public()))), keypair.ReasonUnsupportedType},
