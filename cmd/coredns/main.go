@@ -8,6 +8,7 @@ import (
 
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/coremain"
+	_ "github.com/coredns/coredns/plugin/acl"
 	_ "github.com/coredns/coredns/plugin/any"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/bufsize"
@@ -15,6 +16,7 @@ import (
 	_ "github.com/coredns/coredns/plugin/cancel"
 	_ "github.com/coredns/coredns/plugin/chaos"
 	_ "github.com/coredns/coredns/plugin/debug"
+	_ "github.com/coredns/coredns/plugin/dnssec"
 	_ "github.com/coredns/coredns/plugin/dnstap"
 	_ "github.com/coredns/coredns/plugin/errors"
 	_ "github.com/coredns/coredns/plugin/file"
@@ -34,6 +36,7 @@ import (
 	_ "github.com/coredns/coredns/plugin/root"
 	_ "github.com/coredns/coredns/plugin/shed"
 	_ "github.com/coredns/coredns/plugin/timeouts"
+	_ "github.com/coredns/coredns/plugin/tls"
 	_ "github.com/coredns/coredns/plugin/transfer"
 	_ "github.com/coredns/coredns/plugin/tsig"
 
@@ -44,8 +47,8 @@ import (
 // dkim beside file.
 var directives = []string{
 	"root", "metadata", "cancel", "timeouts", "multisocket", "reload", "nsid", "bufsize", "bind", "debug", "ready", "health",
-	"pprof", "shed", "prometheus", "errors", "log", "dnstap", "local", "any", "chaos", "tsig", "cache", "header",
-	"minimal", "transfer", "file", "dkim", "forward",
+	"pprof", "shed", "prometheus", "errors", "log", "dnstap", "local", "any", "chaos", "tsig", "acl", "cache", "header",
+	"dnssec", "tls", "minimal", "transfer", "file", "dkim", "forward",
 }
 
 func main() {
