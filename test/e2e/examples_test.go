@@ -148,7 +148,7 @@ func runBlocks(t *testing.T, s *standalone, blocks []block, chosen func(block) b
 		}
 		cmd := exec.CommandContext(deadline(t), "sh", "-e", "-c", addresses.Replace(b.text))
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "HOME="+dir, "GORACE=atexit_sleep_ms=0")
+		cmd.Env = harness.Environ(t, []string{"PATH=" + bin + ":" + os.Getenv("PATH")})
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%s: %v\n%s\n%s", b.where, err, cmd, out)

@@ -32,7 +32,7 @@ func Start(tb testing.TB, name string, p Program, env []string, args ...string) 
 	cmd := exec.Command(p.Path(tb), args...) //nolint:gosec // a program that this package built
 	proc := &Process{name: name, cmd: cmd, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &proc.out, &proc.out
-	cmd.Env = environment(tb, env)
+	cmd.Env = Environ(tb, env)
 	cmd.Dir = tb.TempDir()
 	cmd.SysProcAttr = childAttr()
 	if err := cmd.Start(); err != nil {
@@ -122,7 +122,7 @@ func Run(tb testing.TB, dir string, p Program, env []string, args ...string) Res
 	cmd := exec.CommandContext(ctx, p.Path(tb), args...) //nolint:gosec // a program that this package built
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.Env, cmd.Dir, cmd.SysProcAttr = environment(tb, env), dir, childAttr()
+	cmd.Env, cmd.Dir, cmd.SysProcAttr = Environ(tb, env), dir, childAttr()
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -135,9 +135,9 @@ func Run(tb testing.TB, dir string, p Program, env []string, args ...string) Res
 	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// environment is that of the test without what sets up the programs, and with a
-// home directory of its own.
-func environment(tb testing.TB, more []string) []string {
+// Environ is the environment of the test without what sets up the programs, and
+// with a home directory of its own, followed by more variables KEY=VALUE.
+func Environ(tb testing.TB, more []string) []string {
 	tb.Helper()
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		for _, prefix := range []string{"DKIMD_", "DKIMCTL_", "ETCD_", "HOME=", "XDG_"} {
