@@ -8,10 +8,12 @@ package harness
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -59,6 +61,30 @@ func Main(m *testing.M) int {
 	return m.Run()
 }
 
+// lookAtSources lets the go command know that the result of the tests depends
+// on the sources of the programs. It keeps the results of tests until a file
+// changes at which they have looked, but does not see what a go build that they
+// run reads. Nor does it see what happens before the tests run.
+var lookAtSources = sync.OnceValue(func() error {
+	mod, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		return fmt.Errorf("go env GOMOD: %w", err)
+	}
+	root := filepath.Dir(strings.TrimSpace(string(mod)))
+	for _, name := range []string{"go.mod", "go.sum", "api", "cmd", "internal", "plugin"} {
+		err := filepath.WalkDir(filepath.Join(root, name), func(file string, e fs.DirEntry, err error) error {
+			if err == nil && !strings.HasSuffix(file, "_test.go") {
+				_, err = os.Stat(file)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+})
+
 // Path is the file of the program, which is built on first use: with the race
 // detector if the test was built with it, except for etcd, which is not ours to
 // check.
@@ -75,6 +101,9 @@ func (p Program) file() string { return filepath.Join(binDir, p.name()) }
 func (p Program) build() error {
 	if binDir == "" {
 		return fmt.Errorf("build %s: TestMain does not call harness.Main", p)
+	}
+	if err := lookAtSources(); err != nil {
+		return err
 	}
 	args := []string{"build", "-o", p.file()}
 	if raceEnabled && p != Etcd {
