@@ -84,29 +84,27 @@ type backend struct {
 	store  *keystore.Store
 	pool   *keygen.Pool
 	keeper io.Closer // of the key-encryption key
+	sealer *checkedSealer
 	api    *service.Service
 }
 
 // newBackend opens the key-encryption key, makes sure that it is the one that
-// the stored data keys were wrapped with, and starts to generate keys.
+// the stored data keys were wrapped with, later if etcd does not answer now, and
+// starts to generate keys.
 func newBackend(ctx context.Context, client keystore.Client, kekURL string, logger *slog.Logger) (*backend, error) {
 	keeper, err := envelope.OpenKeeper(ctx, kekURL)
 	if err != nil {
 		return nil, err
 	}
 	b := &backend{store: keystore.New(client, storeTimeout), keeper: keeper}
-	sealer := envelope.NewSealer(keeper, b.store)
-	brand, err := b.store.AnyDataKeyBrand(ctx)
-	if err == nil && brand != "" {
-		err = sealer.Verify(ctx, brand)
-	}
-	if err != nil && !errors.Is(err, keystore.ErrUnavailable) {
+	b.sealer = &checkedSealer{sealer: envelope.NewSealer(keeper, b.store), store: b.store}
+	if err := b.sealer.check(ctx); err != nil && !errors.Is(err, keystore.ErrUnavailable) {
 		_ = b.keeper.Close() // it holds no resource that matters any more
 		return nil, fmt.Errorf("key-encryption key %s: %w", kekURL, err)
 	}
 	b.pool = keygen.New(keygen.Options{Stock: stock(), Logger: logger})
 	pools.add(b.pool)
-	b.api = service.New(b.store, b.pool, sealer, time.Now, logger)
+	b.api = service.New(b.store, b.pool, b.sealer, time.Now, logger)
 	return b, nil
 }
 

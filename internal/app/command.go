@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -69,7 +70,7 @@ admin certificates (<data-dir>/pki), and the client configuration
 				return err
 			}
 			o.Logger, o.Out = logger, cmd.OutOrStdout()
-			return o.Run(cmd.Context())
+			return unlessStopped(cmd.Context(), o.Run(cmd.Context()))
 		},
 	}
 	f := cmd.Flags()
@@ -104,7 +105,7 @@ by CoreDNS nodes with the dkim plugin.`,
 				return err
 			}
 			o.Logger = logger
-			return o.Run(cmd.Context())
+			return unlessStopped(cmd.Context(), o.Run(cmd.Context()))
 		},
 	}
 	f := cmd.Flags()
@@ -119,6 +120,14 @@ by CoreDNS nodes with the dkim plugin.`,
 	listenFlags(f, &o.Listen)
 	logs.add(f)
 	return cmd
+}
+
+// unlessStopped is err, but for a start that a signal has cut short.
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
 }
 
 func listenFlags(f *pflag.FlagSet, l *Listen) {

@@ -52,7 +52,7 @@ type servers struct {
 // until run.
 func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []telemetry.Check, logger *slog.Logger, unary ...grpc.UnaryServerInterceptor) *servers {
 	s := &servers{
-		bound: bound, checks: append([]telemetry.Check{b.storeCheck()}, checks...), logger: logger, stopping: make(chan struct{}),
+		bound: bound, checks: append([]telemetry.Check{b.storeCheck(), b.sealer.readiness()}, checks...), logger: logger, stopping: make(chan struct{}),
 	}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(tlsConfig)),
