@@ -119,7 +119,11 @@ func writeNew(path string, data []byte) error {
 	if err := errors.Join(err, temp.Close()); err != nil {
 		return err
 	}
-	if err := os.Link(temp.Name(), path); err != nil {
+	err = os.Link(temp.Name(), path)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%s: %w", path, os.ErrExist)
+	}
+	if err != nil {
 		return err
 	}
 	d, err := os.Open(filepath.Clean(dir))
