@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -64,13 +65,23 @@ func TestCluster(t *testing.T) {
 
 	t.Run("without etcd", func(t *testing.T) { checkWithoutEtcd(t, in) })
 
+	// A dkimd starts without etcd. One with another key-encryption key does too,
+	// as nobody can tell yet.
+	in.dkimd[0].launch(t)
+	wrong := in.newDkimd(t, "dkimd3", in.etcd.PKI.KEK(t))
+	wrong.launch(t)
+	in.dkimd[0].waitUnready(t, "etcd: ")
+	wrong.waitUnready(t, "etcd: ")
+
 	// All is there again: what was away catches up, and the serials agree.
 	for i := range in.etcd.Members {
 		in.etcd.Start(t, i)
 	}
-	in.startDkimd(t, 0)
 	in.startNode(t, 0) // the subtest's has ended with it
-	waitReady(t, in.dkimd[1].Process, "http://"+in.dkimd[1].metrics+"/readyz")
+	for _, d := range in.dkimd {
+		d.waitReady(t)
+	}
+	t.Run("wrong key-encryption key", func(t *testing.T) { checkWrongKey(t, wrong, root) })
 	in.dkimd[0].ctl(t, "domain", "provision", "acme", "four.example", "--wait", "--algorithm", "ed25519")
 	in.dkimd[1].ctl(t, "domain", "delete", "acme", "two.example", "--yes", "--wait")
 	for _, d := range []string{"one.example", "three.example", "four.example"} {
@@ -157,13 +168,7 @@ func checkWithoutEtcd(t *testing.T, in *installation) {
 	if d := time.Since(begin); d > 15*time.Second {
 		t.Errorf("a change without etcd took %v to fail", d)
 	}
-	harness.Eventually(t, startLimit, "dkimd is not ready", func() error {
-		status, body, err := get(t, "http://"+in.dkimd[1].metrics+"/readyz")
-		if err == nil && (status != http.StatusServiceUnavailable || !strings.Contains(body, "etcd: ")) {
-			err = fmt.Errorf("status %d, %s", status, body)
-		}
-		return err
-	})
+	in.dkimd[1].waitUnready(t, "etcd: ")
 
 	// A node that is restarted answers from its file.
 	n.Kill()
@@ -209,6 +214,28 @@ func extendedErrors(m *dns.Msg) []uint16 {
 		}
 	}
 	return found
+}
+
+// checkWrongKey looks at a dkimd that has another key-encryption key than the
+// others: it must not encrypt anything with it.
+func checkWrongKey(t *testing.T, d *dkimd, root *clientv3.Client) {
+	t.Helper()
+	const why = "the key-encryption key does not open the data key"
+	d.waitUnready(t, why)
+	d.ctl(t, "brand", "create", "unlucky")
+	before := dump(t, root)
+	for _, brand := range []string{"unlucky", "acme"} {
+		checkFailed(t, d.run(t, "domain", "provision", brand, "wrong.example", "--algorithm", "ed25519"), 1, "[INTERNAL]")
+	}
+	if after := dump(t, root); after != before {
+		t.Errorf("the store has changed (-before +after):\n%s", cmp.Diff(before, after))
+	}
+	stop(t, d.Process)
+
+	d.launch(t)
+	if code := d.Exit(t, startLimit); code != 1 || !strings.Contains(d.Output(), why) || strings.Count(d.Output(), "\n") != 1 {
+		t.Errorf("started again: exit code %d, %q; want 1 and one line", code, d.Output())
+	}
 }
 
 // dump is all of dkimzone in etcd, with the revisions of the last changes.

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -310,4 +311,25 @@ func TestMoveToCluster(t *testing.T) {
 	s.ctl(t, "domain", "rotate", "acme", "spamtrap.dk")
 	s.ctl(t, "domain", "provision", "acme", "new.example", "--algorithm", "ed25519")
 	stop(t, d)
+}
+
+// A dkimd that still waits for etcd ends like any other.
+func TestStopWhileStarting(t *testing.T) {
+	t.Parallel()
+	pki, addr := harness.NewPKI(t), harness.Addr(t)
+	cert := pki.Server(t, "dkimd", harness.Host())
+	p := harness.Start(t, "dkimd serve", harness.Dkimd, nil, "serve", "--etcd-endpoint", "http://"+harness.Addr(t),
+		"--tls-ca", cert.CA, "--tls-cert", cert.Cert, "--tls-key", cert.Key, "--kek-url", pki.KEK(t),
+		"--grpc-listen", addr, "--http-listen", harness.Addr(t), "--metrics-listen", harness.Addr(t))
+	harness.Eventually(t, startLimit, "it listens", func() error {
+		conn, err := net.DialTimeout("tcp", addr, time.Second)
+		if err == nil {
+			err = conn.Close()
+		}
+		return errors.Join(err, p.Running())
+	})
+	stop(t, p)
+	if p.Output() != "" {
+		t.Errorf("it wrote %q", p.Output())
+	}
 }

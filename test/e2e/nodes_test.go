@@ -36,8 +36,9 @@ func newInstallation(t *testing.T) *installation {
 		in.nodes = append(in.nodes, newNode(t, fmt.Sprintf("coredns%d", i+1)))
 	}
 	for i := range 2 {
-		in.dkimd = append(in.dkimd, in.newDkimd(t, fmt.Sprintf("dkimd%d", i+1)))
-		in.startDkimd(t, i)
+		in.dkimd = append(in.dkimd, in.newDkimd(t, fmt.Sprintf("dkimd%d", i+1), in.kek))
+		in.dkimd[i].launch(t)
+		in.dkimd[i].waitReady(t)
 	}
 	args := []string{"zone", "create", zone}
 	for i := range in.nodes {
@@ -61,14 +62,14 @@ type dkimd struct {
 	args                []string
 }
 
-func (in *installation) newDkimd(t *testing.T, name string) *dkimd {
+func (in *installation) newDkimd(t *testing.T, name, kek string) *dkimd {
 	t.Helper()
 	server, user := in.etcd.PKI.Server(t, name, harness.Host()), in.etcd.PKI.Client(t, "dkimd", "etcd")
 	d := &dkimd{name: name, grpc: harness.Addr(t), http: harness.Addr(t), metrics: harness.Addr(t)}
 	d.args = []string{
 		"serve", "--etcd-endpoint", strings.Join(in.etcd.Endpoints(), ","),
 		"--etcd-ca", user.CA, "--etcd-cert", user.Cert, "--etcd-key", user.Key,
-		"--tls-ca", server.CA, "--tls-cert", server.Cert, "--tls-key", server.Key, "--kek-url", in.kek,
+		"--tls-ca", server.CA, "--tls-cert", server.Cert, "--tls-key", server.Key, "--kek-url", kek,
 		"--grpc-listen", d.grpc, "--http-listen", d.http, "--metrics-listen", d.metrics,
 	}
 	c := config.Client{
@@ -85,11 +86,27 @@ func (in *installation) newDkimd(t *testing.T, name string) *dkimd {
 	return d
 }
 
-func (in *installation) startDkimd(t *testing.T, i int) {
+// launch starts it, waitReady waits until it is ready.
+func (d *dkimd) launch(t *testing.T) {
 	t.Helper()
-	d := in.dkimd[i]
 	d.Process = harness.Start(t, d.name, harness.Dkimd, nil, d.args...)
+}
+
+func (d *dkimd) waitReady(t *testing.T) {
+	t.Helper()
 	waitReady(t, d.Process, "http://"+d.metrics+"/readyz")
+}
+
+// waitUnready waits until it says that it is not ready, and why.
+func (d *dkimd) waitUnready(t *testing.T, why string) {
+	t.Helper()
+	harness.Eventually(t, startLimit, d.name+" is not ready", func() error {
+		status, body, err := get(t, "http://"+d.metrics+"/readyz")
+		if err == nil && (status != http.StatusServiceUnavailable || !strings.Contains(body, why)) {
+			err = fmt.Errorf("status %d, %s", status, body)
+		}
+		return err
+	})
 }
 
 func (in *installation) api(t *testing.T, i int) dkimv1.KeyManagementClient {
