@@ -299,8 +299,18 @@ type keySource struct {
 	made []*keypair.KeyPair // all that were handed out
 
 	// To be set before the calls that they are for.
-	err     error         // for all calls
-	blocked chan struct{} // makes calls wait for their contexts; gets an element from each
+	err error // for all calls
+
+	// Makes calls wait for their contexts, and gets an element from each. A call
+	// of a caller who has left may still look at it.
+	blocked atomic.Pointer[chan struct{}]
+}
+
+// block makes calls wait from now on, and returns what gets an element from each.
+func (s *keySource) block() <-chan struct{} {
+	calls := make(chan struct{})
+	s.blocked.Store(&calls)
+	return calls
 }
 
 func newKeySource() *keySource { return &keySource{used: make(map[keypair.Algorithm]int)} }
@@ -323,9 +333,12 @@ var rsaKeys = func() map[keypair.Algorithm]func() []*keypair.KeyPair {
 }()
 
 func (s *keySource) Get(ctx context.Context, a keypair.Algorithm) (*keypair.KeyPair, error) {
-	if s.blocked != nil {
-		s.blocked <- struct{}{}
-		<-ctx.Done()
+	if calls := s.blocked.Load(); calls != nil {
+		select {
+		case *calls <- struct{}{}:
+			<-ctx.Done()
+		case <-ctx.Done():
+		}
 		return nil, ctx.Err()
 	}
 	s.mu.Lock()

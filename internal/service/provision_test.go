@@ -242,12 +242,12 @@ func TestProvisionDomainWithoutKeys(t *testing.T) {
 	f := newFixture(t)
 	req := &dkimv1.ProvisionDomainRequest{Name: "brands/acme/domains/spamtrap.dk"}
 
-	f.keys.blocked = make(chan struct{}, 2)
+	calls := f.keys.block()
 	err := f.unchanged(t, func() error {
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
-			<-f.keys.blocked
-			<-f.keys.blocked
+			<-calls
+			<-calls
 			cancel()
 		}()
 		_, err := f.api.ProvisionDomain(ctx, req)
@@ -255,7 +255,6 @@ func TestProvisionDomainWithoutKeys(t *testing.T) {
 	})
 	wantEqual(t, "code of a caller who left", status.Code(err), codes.Canceled)
 
-	f.keys.blocked = make(chan struct{}, 2)
 	err = f.unchanged(t, func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
@@ -265,7 +264,6 @@ func TestProvisionDomainWithoutKeys(t *testing.T) {
 	wantEqual(t, "code of a caller whose time is up", status.Code(err), codes.DeadlineExceeded)
 
 	// What the caller hears of it when the service's own time is up first.
-	f.keys.blocked = make(chan struct{}, 2)
 	method := "ProvisionDomain"
 	f.method.Store(&method)
 	f.refused(t, rejection{codes.DeadlineExceeded, "KEY_GENERATION_SLOW", ""}, func() error {
@@ -274,7 +272,7 @@ func TestProvisionDomainWithoutKeys(t *testing.T) {
 		_, err := f.service.ProvisionDomain(ctx, req)
 		return err
 	})
-	f.keys.blocked = nil
+	f.keys.blocked.Store(nil)
 	must(f.api.ProvisionDomain(t.Context(), req))(t)
 	wantEqual(t, "log", f.log.String(), "") // a caller who leaves is no failure
 }
