@@ -9,6 +9,7 @@ var tiers = map[string]int{
 	"dkimrecord": 0,
 	"keypair":    0,
 	"rotation":   0,
+	"zonefile":   0,
 	// Tools.
 	"keygen":     1,
 	"envelope":   1,
