@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -106,8 +107,19 @@ type DomainEvent struct {
 // DomainSnapshot calls each for all domains of a brand, or of all brands when
 // brand is empty, as they stood at one revision, which it returns.
 func (s *Store) DomainSnapshot(ctx context.Context, brand string, each func(Domain) error) (revision int64, err error) {
+	return s.snapshot(ctx, domainWatchPrefix(brand), 0, func(kv *mvccpb.KeyValue) error {
+		d, err := domainFrom(kv)
+		if err != nil {
+			return err
+		}
+		return each(d)
+	})
+}
+
+// snapshot calls each for all keys below prefix as they stood at a revision, 0
+// the present one, and returns it. It returns ErrCompacted when etcd forgot it.
+func (s *Store) snapshot(ctx context.Context, prefix string, revision int64, each func(*mvccpb.KeyValue) error) (int64, error) {
 	const pageSize = 1000
-	prefix := domainWatchPrefix(brand)
 	end := clientv3.GetPrefixRangeEnd(prefix)
 	from := prefix
 	for {
@@ -126,11 +138,7 @@ func (s *Store) DomainSnapshot(ctx context.Context, brand string, each func(Doma
 			revision = resp.Header.Revision
 		}
 		for _, kv := range resp.Kvs {
-			d, err := domainFrom(kv)
-			if err != nil {
-				return 0, err
-			}
-			if err := each(d); err != nil {
+			if err := each(kv); err != nil {
 				return 0, err
 			}
 		}

@@ -92,6 +92,39 @@ func (s *Store) Zones(ctx context.Context, after dnsname.Zone, limit int) (zones
 	}
 }
 
+// ZoneSnapshot calls begin with a zone and then each for all its records, in
+// order of relative owner name, all as they stood at one revision. It holds one
+// page of them at a time. It returns ErrZoneNotFound, or ErrCompacted when etcd
+// forgot the revision before the end was reached.
+func (s *Store) ZoneSnapshot(ctx context.Context, name dnsname.Zone, begin func(z Zone, revision int64) error, each func(relative string, r schema.PublicRecord) error) error {
+	apex, err := s.get(ctx, schema.ApexKey(string(name)))
+	if err != nil {
+		return err
+	}
+	if len(apex.Kvs) == 0 {
+		return fmt.Errorf("%w: %s", ErrZoneNotFound, name)
+	}
+	z, err := zoneFrom(apex.Kvs[0])
+	if err != nil {
+		return err
+	}
+	if err := begin(z, apex.Header.Revision); err != nil {
+		return err
+	}
+	_, err = s.snapshot(ctx, schema.RecordPrefix(string(name)), apex.Header.Revision, func(kv *mvccpb.KeyValue) error {
+		_, relative, _, ok := schema.ParsePubKey(string(kv.Key))
+		if !ok {
+			return fmt.Errorf("%w: %q is no record's key", schema.ErrCorrupt, kv.Key)
+		}
+		r, err := schema.UnmarshalPublicRecord(kv.Value)
+		if err != nil {
+			return fmt.Errorf("record %s of %s: %w", relative, name, err)
+		}
+		return each(relative, r)
+	})
+	return err
+}
+
 // pastZone is the first key that can follow all keys of the zone.
 func pastZone(name dnsname.Zone) string {
 	return clientv3.GetPrefixRangeEnd(schema.ZonePrefix(string(name)))

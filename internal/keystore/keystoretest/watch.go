@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -228,6 +229,57 @@ var watchTests = map[string]func(*testing.T, *env){
 			return nil
 		})
 		wantErr(t, err, keystore.ErrCompacted)
+	},
+
+	"snapshot: a zone as of one revision, in pages": func(t *testing.T, e *env) {
+		e.setup(t, "acme", "far@other.example")
+		wantErr(t, e.ZoneSnapshot(t.Context(), "none.example", nil, nil), keystore.ErrZoneNotFound)
+
+		d := e.provision(t, "acme", "zzz.dk", "s1", "s2")
+		value := e.dump(t)[schema.RecordKey(string(zoneName), "s1-zzz-dk._domainkey")].Value
+		const n = 2100
+		var ops []clientv3.Op
+		for i := range n {
+			ops = append(ops, clientv3.OpPut(schema.RecordKey(string(zoneName), fmt.Sprintf("s1-d%04d._domainkey", i)), value))
+			if len(ops) == 100 {
+				must(e.client.Txn(t.Context()).Then(ops...).Commit())(t)
+				ops = nil
+			}
+		}
+		want := must(e.Zone(t.Context(), zoneName))(t)
+		// Neither a change elsewhere nor one of its own shows.
+		must(e.client.Put(t.Context(), schema.RecordKey("other.example", "s1-x._domainkey"), value))(t)
+		at := e.revision(t)
+		var names []string
+		err := e.ZoneSnapshot(t.Context(), zoneName, func(z keystore.Zone, revision int64) error {
+			wantEqual(t, "zone", z, want, allowUnexported)
+			wantEqual(t, "revision", revision, at)
+			e.delete(t, d)
+			return nil
+		}, func(relative string, r schema.PublicRecord) error {
+			if len(r.PublicKey) == 0 || r.TTL != 3600 {
+				t.Errorf("record %v of %s", r, relative)
+			}
+			names = append(names, relative)
+			return nil
+		})
+		if err != nil || len(names) != n+2 || !slices.IsSorted(names) || names[n+1] != "s2-zzz-dk._domainkey" {
+			t.Fatalf("%d records up to %v, %v", len(names), names[max(0, len(names)-1):], err)
+		}
+
+		nothing := func(keystore.Zone, int64) error { return nil }
+		wantErr(t, e.ZoneSnapshot(t.Context(), zoneName, func(keystore.Zone, int64) error { return errEnough }, nil), errEnough)
+		wantErr(t, e.ZoneSnapshot(t.Context(), zoneName, nothing, func(string, schema.PublicRecord) error { return errEnough }), errEnough)
+		seen := 0
+		wantErr(t, e.ZoneSnapshot(t.Context(), zoneName, nothing, func(string, schema.PublicRecord) error {
+			if seen++; seen == 1 {
+				must(e.client.Put(t.Context(), schema.Root+"other", ""))(t)
+				e.compact(t)
+			}
+			return nil
+		}), keystore.ErrCompacted)
+		must(e.client.Put(t.Context(), schema.RecordKey(string(zoneName), "s1-zz._domainkey"), "\xff"))(t)
+		wantErr(t, e.ZoneSnapshot(t.Context(), zoneName, nothing, func(string, schema.PublicRecord) error { return nil }), schema.ErrCorrupt)
 	},
 }
 
