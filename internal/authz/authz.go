@@ -18,6 +18,7 @@ var table = map[string][]authn.Role{
 	keyManagement + "UpdateZone":          {authn.Admin},
 	keyManagement + "DeleteZone":          {authn.Admin},
 	keyManagement + "AcceptZoneDeletions": {authn.Admin},
+	keyManagement + "ExportZone":          {authn.Admin},
 	keyManagement + "CreateBrand":         {authn.Admin},
 	keyManagement + "GetBrand":            {authn.Admin},
 	keyManagement + "ListBrands":          {authn.Admin},

@@ -21,7 +21,7 @@ func (r *run) zone() *cobra.Command {
 		Short: "Hosting zones, which customers' CNAMEs point into",
 		Example: `  dkimctl zone create keys.example.net --name-server ns1.keys.example.net=192.0.2.1,2001:db8::1
   dkimctl zone list`,
-	}, r.zoneCreate(), r.zoneGet(), r.zoneList(), r.zoneUpdate(), r.zoneDelete(), r.zoneAcceptDeletions())
+	}, r.zoneCreate(), r.zoneGet(), r.zoneList(), r.zoneUpdate(), r.zoneDelete(), r.zoneAcceptDeletions(), r.zoneExport())
 }
 
 // zoneFlags are the settings of a zone; each flag stands for a field.

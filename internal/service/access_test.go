@@ -100,6 +100,10 @@ func (f *fixture) everyMethod(t *testing.T) []refusal {
 		{name: "UpdateZone", call: calling(api.UpdateZone, &dkimv1.UpdateZoneRequest{Zone: &dkimv1.Zone{Name: "zones/keys.example.net", RecordTtlSeconds: 60}})},
 		{name: "DeleteZone", call: calling(api.DeleteZone, &dkimv1.DeleteZoneRequest{Name: "zones/keys.example.net"})},
 		{name: "AcceptZoneDeletions", call: calling(api.AcceptZoneDeletions, &dkimv1.AcceptZoneDeletionsRequest{Name: "zones/keys.example.net"})},
+		{name: "ExportZone", call: func(ctx context.Context, api dkimv1.KeyManagementClient) error {
+			_, _, err := export(ctx, api, "zones/keys.example.net")
+			return err
+		}},
 		{name: "CreateBrand", call: calling(api.CreateBrand, &dkimv1.CreateBrandRequest{BrandId: "new"})},
 		{name: "GetBrand", call: calling(api.GetBrand, &dkimv1.GetBrandRequest{Name: "brands/acme"})},
 		{name: "ListBrands", call: calling(api.ListBrands, &dkimv1.ListBrandsRequest{})},

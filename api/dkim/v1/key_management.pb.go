@@ -76,7 +76,7 @@ func (x WatchDomainsResponse_EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WatchDomainsResponse_EventType.Descriptor instead.
 func (WatchDomainsResponse_EventType) EnumDescriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{21, 0}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{23, 0}
 }
 
 type CreateZoneRequest struct {
@@ -433,6 +433,104 @@ func (x *AcceptZoneDeletionsRequest) GetName() string {
 	return ""
 }
 
+type ExportZoneRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportZoneRequest) Reset() {
+	*x = ExportZoneRequest{}
+	mi := &file_dkim_v1_key_management_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportZoneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportZoneRequest) ProtoMessage() {}
+
+func (x *ExportZoneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_key_management_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportZoneRequest.ProtoReflect.Descriptor instead.
+func (*ExportZoneRequest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ExportZoneRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ExportZoneResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Some lines of the file, the last one whole. Names in it are absolute.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// The revision that the file is of, the same in all responses.
+	Revision      int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportZoneResponse) Reset() {
+	*x = ExportZoneResponse{}
+	mi := &file_dkim_v1_key_management_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportZoneResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportZoneResponse) ProtoMessage() {}
+
+func (x *ExportZoneResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_key_management_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportZoneResponse.ProtoReflect.Descriptor instead.
+func (*ExportZoneResponse) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ExportZoneResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ExportZoneResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type CreateBrandRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	BrandId       string                 `protobuf:"bytes,1,opt,name=brand_id,json=brandId,proto3" json:"brand_id,omitempty"`
@@ -443,7 +541,7 @@ type CreateBrandRequest struct {
 
 func (x *CreateBrandRequest) Reset() {
 	*x = CreateBrandRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[7]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -455,7 +553,7 @@ func (x *CreateBrandRequest) String() string {
 func (*CreateBrandRequest) ProtoMessage() {}
 
 func (x *CreateBrandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[7]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +566,7 @@ func (x *CreateBrandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateBrandRequest.ProtoReflect.Descriptor instead.
 func (*CreateBrandRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{7}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateBrandRequest) GetBrandId() string {
@@ -494,7 +592,7 @@ type GetBrandRequest struct {
 
 func (x *GetBrandRequest) Reset() {
 	*x = GetBrandRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[8]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -506,7 +604,7 @@ func (x *GetBrandRequest) String() string {
 func (*GetBrandRequest) ProtoMessage() {}
 
 func (x *GetBrandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[8]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -519,7 +617,7 @@ func (x *GetBrandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBrandRequest.ProtoReflect.Descriptor instead.
 func (*GetBrandRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{8}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetBrandRequest) GetName() string {
@@ -540,7 +638,7 @@ type ListBrandsRequest struct {
 
 func (x *ListBrandsRequest) Reset() {
 	*x = ListBrandsRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[9]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +650,7 @@ func (x *ListBrandsRequest) String() string {
 func (*ListBrandsRequest) ProtoMessage() {}
 
 func (x *ListBrandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[9]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +663,7 @@ func (x *ListBrandsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBrandsRequest.ProtoReflect.Descriptor instead.
 func (*ListBrandsRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{9}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListBrandsRequest) GetPageSize() int32 {
@@ -592,7 +690,7 @@ type ListBrandsResponse struct {
 
 func (x *ListBrandsResponse) Reset() {
 	*x = ListBrandsResponse{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[10]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +702,7 @@ func (x *ListBrandsResponse) String() string {
 func (*ListBrandsResponse) ProtoMessage() {}
 
 func (x *ListBrandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[10]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +715,7 @@ func (x *ListBrandsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBrandsResponse.ProtoReflect.Descriptor instead.
 func (*ListBrandsResponse) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{10}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListBrandsResponse) GetBrands() []*Brand {
@@ -645,7 +743,7 @@ type UpdateBrandRequest struct {
 
 func (x *UpdateBrandRequest) Reset() {
 	*x = UpdateBrandRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[11]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +755,7 @@ func (x *UpdateBrandRequest) String() string {
 func (*UpdateBrandRequest) ProtoMessage() {}
 
 func (x *UpdateBrandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[11]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +768,7 @@ func (x *UpdateBrandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateBrandRequest.ProtoReflect.Descriptor instead.
 func (*UpdateBrandRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{11}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateBrandRequest) GetBrand() *Brand {
@@ -697,7 +795,7 @@ type DeleteBrandRequest struct {
 
 func (x *DeleteBrandRequest) Reset() {
 	*x = DeleteBrandRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[12]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +807,7 @@ func (x *DeleteBrandRequest) String() string {
 func (*DeleteBrandRequest) ProtoMessage() {}
 
 func (x *DeleteBrandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[12]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +820,7 @@ func (x *DeleteBrandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteBrandRequest.ProtoReflect.Descriptor instead.
 func (*DeleteBrandRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{12}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteBrandRequest) GetName() string {
@@ -759,7 +857,7 @@ type ProvisionDomainRequest struct {
 
 func (x *ProvisionDomainRequest) Reset() {
 	*x = ProvisionDomainRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[13]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +869,7 @@ func (x *ProvisionDomainRequest) String() string {
 func (*ProvisionDomainRequest) ProtoMessage() {}
 
 func (x *ProvisionDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[13]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +882,7 @@ func (x *ProvisionDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProvisionDomainRequest.ProtoReflect.Descriptor instead.
 func (*ProvisionDomainRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{13}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProvisionDomainRequest) GetName() string {
@@ -832,7 +930,7 @@ type SelectorSpec struct {
 
 func (x *SelectorSpec) Reset() {
 	*x = SelectorSpec{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[14]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +942,7 @@ func (x *SelectorSpec) String() string {
 func (*SelectorSpec) ProtoMessage() {}
 
 func (x *SelectorSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[14]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +955,7 @@ func (x *SelectorSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SelectorSpec.ProtoReflect.Descriptor instead.
 func (*SelectorSpec) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{14}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SelectorSpec) GetSelector() string {
@@ -883,7 +981,7 @@ type GetDomainRequest struct {
 
 func (x *GetDomainRequest) Reset() {
 	*x = GetDomainRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[15]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +993,7 @@ func (x *GetDomainRequest) String() string {
 func (*GetDomainRequest) ProtoMessage() {}
 
 func (x *GetDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[15]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +1006,7 @@ func (x *GetDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDomainRequest.ProtoReflect.Descriptor instead.
 func (*GetDomainRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{15}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetDomainRequest) GetName() string {
@@ -937,7 +1035,7 @@ type ListDomainsRequest struct {
 
 func (x *ListDomainsRequest) Reset() {
 	*x = ListDomainsRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[16]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1047,7 @@ func (x *ListDomainsRequest) String() string {
 func (*ListDomainsRequest) ProtoMessage() {}
 
 func (x *ListDomainsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[16]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1060,7 @@ func (x *ListDomainsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDomainsRequest.ProtoReflect.Descriptor instead.
 func (*ListDomainsRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{16}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListDomainsRequest) GetParent() string {
@@ -1003,7 +1101,7 @@ type ListDomainsResponse struct {
 
 func (x *ListDomainsResponse) Reset() {
 	*x = ListDomainsResponse{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[17]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1113,7 @@ func (x *ListDomainsResponse) String() string {
 func (*ListDomainsResponse) ProtoMessage() {}
 
 func (x *ListDomainsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[17]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1126,7 @@ func (x *ListDomainsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDomainsResponse.ProtoReflect.Descriptor instead.
 func (*ListDomainsResponse) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{17}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListDomainsResponse) GetDomains() []*Domain {
@@ -1055,7 +1153,7 @@ type DeleteDomainRequest struct {
 
 func (x *DeleteDomainRequest) Reset() {
 	*x = DeleteDomainRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[18]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1165,7 @@ func (x *DeleteDomainRequest) String() string {
 func (*DeleteDomainRequest) ProtoMessage() {}
 
 func (x *DeleteDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[18]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1178,7 @@ func (x *DeleteDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDomainRequest.ProtoReflect.Descriptor instead.
 func (*DeleteDomainRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{18}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteDomainRequest) GetName() string {
@@ -1107,7 +1205,7 @@ type RotateDomainRequest struct {
 
 func (x *RotateDomainRequest) Reset() {
 	*x = RotateDomainRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[19]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1217,7 @@ func (x *RotateDomainRequest) String() string {
 func (*RotateDomainRequest) ProtoMessage() {}
 
 func (x *RotateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[19]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1230,7 @@ func (x *RotateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDomainRequest.ProtoReflect.Descriptor instead.
 func (*RotateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{19}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RotateDomainRequest) GetName() string {
@@ -1161,7 +1259,7 @@ type WatchDomainsRequest struct {
 
 func (x *WatchDomainsRequest) Reset() {
 	*x = WatchDomainsRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[20]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1271,7 @@ func (x *WatchDomainsRequest) String() string {
 func (*WatchDomainsRequest) ProtoMessage() {}
 
 func (x *WatchDomainsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[20]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1284,7 @@ func (x *WatchDomainsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDomainsRequest.ProtoReflect.Descriptor instead.
 func (*WatchDomainsRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{20}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WatchDomainsRequest) GetParent() string {
@@ -1215,7 +1313,7 @@ type WatchDomainsResponse struct {
 
 func (x *WatchDomainsResponse) Reset() {
 	*x = WatchDomainsResponse{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[21]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1325,7 @@ func (x *WatchDomainsResponse) String() string {
 func (*WatchDomainsResponse) ProtoMessage() {}
 
 func (x *WatchDomainsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[21]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1338,7 @@ func (x *WatchDomainsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDomainsResponse.ProtoReflect.Descriptor instead.
 func (*WatchDomainsResponse) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{21}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchDomainsResponse) GetType() WatchDomainsResponse_EventType {
@@ -1277,7 +1375,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[22]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1387,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[22]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1400,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{22}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListKeysRequest) GetParent() string {
@@ -1336,7 +1434,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[23]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1446,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[23]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1459,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{23}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1387,7 +1485,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[24]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1497,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[24]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1510,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{24}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetKeyRequest) GetName() string {
@@ -1440,7 +1538,7 @@ type PublishKeyRequest struct {
 
 func (x *PublishKeyRequest) Reset() {
 	*x = PublishKeyRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[25]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1550,7 @@ func (x *PublishKeyRequest) String() string {
 func (*PublishKeyRequest) ProtoMessage() {}
 
 func (x *PublishKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[25]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1563,7 @@ func (x *PublishKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishKeyRequest.ProtoReflect.Descriptor instead.
 func (*PublishKeyRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{25}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PublishKeyRequest) GetParent() string {
@@ -1514,7 +1612,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[26]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1624,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[26]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1637,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{26}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteKeyRequest) GetName() string {
@@ -1584,7 +1682,13 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag\"G\n" +
 	"\x1aAcceptZoneDeletionsRequest\x12)\n" +
 	"\x04name\x18\x01 \x01(\tB\x15\xe0A\x02\xfaA\x0f\n" +
-	"\rdkimzone/ZoneR\x04name\"_\n" +
+	"\rdkimzone/ZoneR\x04name\">\n" +
+	"\x11ExportZoneRequest\x12)\n" +
+	"\x04name\x18\x01 \x01(\tB\x15\xe0A\x02\xfaA\x0f\n" +
+	"\rdkimzone/ZoneR\x04name\"D\n" +
+	"\x12ExportZoneResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"_\n" +
 	"\x12CreateBrandRequest\x12\x1e\n" +
 	"\bbrand_id\x18\x01 \x01(\tB\x03\xe0A\x02R\abrandId\x12)\n" +
 	"\x05brand\x18\x02 \x01(\v2\x0e.dkim.v1.BrandB\x03\xe0A\x01R\x05brand\"=\n" +
@@ -1672,7 +1776,7 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\x10DeleteKeyRequest\x12(\n" +
 	"\x04name\x18\x01 \x01(\tB\x14\xe0A\x02\xfaA\x0e\n" +
 	"\fdkimzone/KeyR\x04name\x12\x17\n" +
-	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\x9c\f\n" +
+	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\xee\f\n" +
 	"\rKeyManagement\x12H\n" +
 	"\n" +
 	"CreateZone\x12\x1a.dkim.v1.CreateZoneRequest\x1a\r.dkim.v1.Zone\"\x0f\xdaA\fzone,zone_id\x12:\n" +
@@ -1682,7 +1786,9 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"UpdateZone\x12\x1a.dkim.v1.UpdateZoneRequest\x1a\r.dkim.v1.Zone\"\x13\xdaA\x10zone,update_mask\x12I\n" +
 	"\n" +
 	"DeleteZone\x12\x1a.dkim.v1.DeleteZoneRequest\x1a\x16.google.protobuf.Empty\"\a\xdaA\x04name\x12R\n" +
-	"\x13AcceptZoneDeletions\x12#.dkim.v1.AcceptZoneDeletionsRequest\x1a\r.dkim.v1.Zone\"\a\xdaA\x04name\x12M\n" +
+	"\x13AcceptZoneDeletions\x12#.dkim.v1.AcceptZoneDeletionsRequest\x1a\r.dkim.v1.Zone\"\a\xdaA\x04name\x12P\n" +
+	"\n" +
+	"ExportZone\x12\x1a.dkim.v1.ExportZoneRequest\x1a\x1b.dkim.v1.ExportZoneResponse\"\a\xdaA\x04name0\x01\x12M\n" +
 	"\vCreateBrand\x12\x1b.dkim.v1.CreateBrandRequest\x1a\x0e.dkim.v1.Brand\"\x11\xdaA\x0ebrand,brand_id\x12=\n" +
 	"\bGetBrand\x12\x18.dkim.v1.GetBrandRequest\x1a\x0e.dkim.v1.Brand\"\a\xdaA\x04name\x12E\n" +
 	"\n" +
@@ -1714,7 +1820,7 @@ func file_dkim_v1_key_management_proto_rawDescGZIP() []byte {
 }
 
 var file_dkim_v1_key_management_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dkim_v1_key_management_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_dkim_v1_key_management_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_dkim_v1_key_management_proto_goTypes = []any{
 	(WatchDomainsResponse_EventType)(0), // 0: dkim.v1.WatchDomainsResponse.EventType
 	(*CreateZoneRequest)(nil),           // 1: dkim.v1.CreateZoneRequest
@@ -1724,94 +1830,98 @@ var file_dkim_v1_key_management_proto_goTypes = []any{
 	(*UpdateZoneRequest)(nil),           // 5: dkim.v1.UpdateZoneRequest
 	(*DeleteZoneRequest)(nil),           // 6: dkim.v1.DeleteZoneRequest
 	(*AcceptZoneDeletionsRequest)(nil),  // 7: dkim.v1.AcceptZoneDeletionsRequest
-	(*CreateBrandRequest)(nil),          // 8: dkim.v1.CreateBrandRequest
-	(*GetBrandRequest)(nil),             // 9: dkim.v1.GetBrandRequest
-	(*ListBrandsRequest)(nil),           // 10: dkim.v1.ListBrandsRequest
-	(*ListBrandsResponse)(nil),          // 11: dkim.v1.ListBrandsResponse
-	(*UpdateBrandRequest)(nil),          // 12: dkim.v1.UpdateBrandRequest
-	(*DeleteBrandRequest)(nil),          // 13: dkim.v1.DeleteBrandRequest
-	(*ProvisionDomainRequest)(nil),      // 14: dkim.v1.ProvisionDomainRequest
-	(*SelectorSpec)(nil),                // 15: dkim.v1.SelectorSpec
-	(*GetDomainRequest)(nil),            // 16: dkim.v1.GetDomainRequest
-	(*ListDomainsRequest)(nil),          // 17: dkim.v1.ListDomainsRequest
-	(*ListDomainsResponse)(nil),         // 18: dkim.v1.ListDomainsResponse
-	(*DeleteDomainRequest)(nil),         // 19: dkim.v1.DeleteDomainRequest
-	(*RotateDomainRequest)(nil),         // 20: dkim.v1.RotateDomainRequest
-	(*WatchDomainsRequest)(nil),         // 21: dkim.v1.WatchDomainsRequest
-	(*WatchDomainsResponse)(nil),        // 22: dkim.v1.WatchDomainsResponse
-	(*ListKeysRequest)(nil),             // 23: dkim.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),            // 24: dkim.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),               // 25: dkim.v1.GetKeyRequest
-	(*PublishKeyRequest)(nil),           // 26: dkim.v1.PublishKeyRequest
-	(*DeleteKeyRequest)(nil),            // 27: dkim.v1.DeleteKeyRequest
-	(*Zone)(nil),                        // 28: dkim.v1.Zone
-	(*fieldmaskpb.FieldMask)(nil),       // 29: google.protobuf.FieldMask
-	(*Brand)(nil),                       // 30: dkim.v1.Brand
-	(KeyAlgorithm)(0),                   // 31: dkim.v1.KeyAlgorithm
-	(*Domain)(nil),                      // 32: dkim.v1.Domain
-	(*Key)(nil),                         // 33: dkim.v1.Key
-	(*emptypb.Empty)(nil),               // 34: google.protobuf.Empty
+	(*ExportZoneRequest)(nil),           // 8: dkim.v1.ExportZoneRequest
+	(*ExportZoneResponse)(nil),          // 9: dkim.v1.ExportZoneResponse
+	(*CreateBrandRequest)(nil),          // 10: dkim.v1.CreateBrandRequest
+	(*GetBrandRequest)(nil),             // 11: dkim.v1.GetBrandRequest
+	(*ListBrandsRequest)(nil),           // 12: dkim.v1.ListBrandsRequest
+	(*ListBrandsResponse)(nil),          // 13: dkim.v1.ListBrandsResponse
+	(*UpdateBrandRequest)(nil),          // 14: dkim.v1.UpdateBrandRequest
+	(*DeleteBrandRequest)(nil),          // 15: dkim.v1.DeleteBrandRequest
+	(*ProvisionDomainRequest)(nil),      // 16: dkim.v1.ProvisionDomainRequest
+	(*SelectorSpec)(nil),                // 17: dkim.v1.SelectorSpec
+	(*GetDomainRequest)(nil),            // 18: dkim.v1.GetDomainRequest
+	(*ListDomainsRequest)(nil),          // 19: dkim.v1.ListDomainsRequest
+	(*ListDomainsResponse)(nil),         // 20: dkim.v1.ListDomainsResponse
+	(*DeleteDomainRequest)(nil),         // 21: dkim.v1.DeleteDomainRequest
+	(*RotateDomainRequest)(nil),         // 22: dkim.v1.RotateDomainRequest
+	(*WatchDomainsRequest)(nil),         // 23: dkim.v1.WatchDomainsRequest
+	(*WatchDomainsResponse)(nil),        // 24: dkim.v1.WatchDomainsResponse
+	(*ListKeysRequest)(nil),             // 25: dkim.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),            // 26: dkim.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),               // 27: dkim.v1.GetKeyRequest
+	(*PublishKeyRequest)(nil),           // 28: dkim.v1.PublishKeyRequest
+	(*DeleteKeyRequest)(nil),            // 29: dkim.v1.DeleteKeyRequest
+	(*Zone)(nil),                        // 30: dkim.v1.Zone
+	(*fieldmaskpb.FieldMask)(nil),       // 31: google.protobuf.FieldMask
+	(*Brand)(nil),                       // 32: dkim.v1.Brand
+	(KeyAlgorithm)(0),                   // 33: dkim.v1.KeyAlgorithm
+	(*Domain)(nil),                      // 34: dkim.v1.Domain
+	(*Key)(nil),                         // 35: dkim.v1.Key
+	(*emptypb.Empty)(nil),               // 36: google.protobuf.Empty
 }
 var file_dkim_v1_key_management_proto_depIdxs = []int32{
-	28, // 0: dkim.v1.CreateZoneRequest.zone:type_name -> dkim.v1.Zone
-	28, // 1: dkim.v1.ListZonesResponse.zones:type_name -> dkim.v1.Zone
-	28, // 2: dkim.v1.UpdateZoneRequest.zone:type_name -> dkim.v1.Zone
-	29, // 3: dkim.v1.UpdateZoneRequest.update_mask:type_name -> google.protobuf.FieldMask
-	30, // 4: dkim.v1.CreateBrandRequest.brand:type_name -> dkim.v1.Brand
-	30, // 5: dkim.v1.ListBrandsResponse.brands:type_name -> dkim.v1.Brand
-	30, // 6: dkim.v1.UpdateBrandRequest.brand:type_name -> dkim.v1.Brand
-	29, // 7: dkim.v1.UpdateBrandRequest.update_mask:type_name -> google.protobuf.FieldMask
-	15, // 8: dkim.v1.ProvisionDomainRequest.selectors:type_name -> dkim.v1.SelectorSpec
-	31, // 9: dkim.v1.ProvisionDomainRequest.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	31, // 10: dkim.v1.SelectorSpec.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	32, // 11: dkim.v1.ListDomainsResponse.domains:type_name -> dkim.v1.Domain
+	30, // 0: dkim.v1.CreateZoneRequest.zone:type_name -> dkim.v1.Zone
+	30, // 1: dkim.v1.ListZonesResponse.zones:type_name -> dkim.v1.Zone
+	30, // 2: dkim.v1.UpdateZoneRequest.zone:type_name -> dkim.v1.Zone
+	31, // 3: dkim.v1.UpdateZoneRequest.update_mask:type_name -> google.protobuf.FieldMask
+	32, // 4: dkim.v1.CreateBrandRequest.brand:type_name -> dkim.v1.Brand
+	32, // 5: dkim.v1.ListBrandsResponse.brands:type_name -> dkim.v1.Brand
+	32, // 6: dkim.v1.UpdateBrandRequest.brand:type_name -> dkim.v1.Brand
+	31, // 7: dkim.v1.UpdateBrandRequest.update_mask:type_name -> google.protobuf.FieldMask
+	17, // 8: dkim.v1.ProvisionDomainRequest.selectors:type_name -> dkim.v1.SelectorSpec
+	33, // 9: dkim.v1.ProvisionDomainRequest.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	33, // 10: dkim.v1.SelectorSpec.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	34, // 11: dkim.v1.ListDomainsResponse.domains:type_name -> dkim.v1.Domain
 	0,  // 12: dkim.v1.WatchDomainsResponse.type:type_name -> dkim.v1.WatchDomainsResponse.EventType
-	32, // 13: dkim.v1.WatchDomainsResponse.domain:type_name -> dkim.v1.Domain
-	33, // 14: dkim.v1.ListKeysResponse.keys:type_name -> dkim.v1.Key
+	34, // 13: dkim.v1.WatchDomainsResponse.domain:type_name -> dkim.v1.Domain
+	35, // 14: dkim.v1.ListKeysResponse.keys:type_name -> dkim.v1.Key
 	1,  // 15: dkim.v1.KeyManagement.CreateZone:input_type -> dkim.v1.CreateZoneRequest
 	2,  // 16: dkim.v1.KeyManagement.GetZone:input_type -> dkim.v1.GetZoneRequest
 	3,  // 17: dkim.v1.KeyManagement.ListZones:input_type -> dkim.v1.ListZonesRequest
 	5,  // 18: dkim.v1.KeyManagement.UpdateZone:input_type -> dkim.v1.UpdateZoneRequest
 	6,  // 19: dkim.v1.KeyManagement.DeleteZone:input_type -> dkim.v1.DeleteZoneRequest
 	7,  // 20: dkim.v1.KeyManagement.AcceptZoneDeletions:input_type -> dkim.v1.AcceptZoneDeletionsRequest
-	8,  // 21: dkim.v1.KeyManagement.CreateBrand:input_type -> dkim.v1.CreateBrandRequest
-	9,  // 22: dkim.v1.KeyManagement.GetBrand:input_type -> dkim.v1.GetBrandRequest
-	10, // 23: dkim.v1.KeyManagement.ListBrands:input_type -> dkim.v1.ListBrandsRequest
-	12, // 24: dkim.v1.KeyManagement.UpdateBrand:input_type -> dkim.v1.UpdateBrandRequest
-	13, // 25: dkim.v1.KeyManagement.DeleteBrand:input_type -> dkim.v1.DeleteBrandRequest
-	14, // 26: dkim.v1.KeyManagement.ProvisionDomain:input_type -> dkim.v1.ProvisionDomainRequest
-	16, // 27: dkim.v1.KeyManagement.GetDomain:input_type -> dkim.v1.GetDomainRequest
-	17, // 28: dkim.v1.KeyManagement.ListDomains:input_type -> dkim.v1.ListDomainsRequest
-	19, // 29: dkim.v1.KeyManagement.DeleteDomain:input_type -> dkim.v1.DeleteDomainRequest
-	20, // 30: dkim.v1.KeyManagement.RotateDomain:input_type -> dkim.v1.RotateDomainRequest
-	21, // 31: dkim.v1.KeyManagement.WatchDomains:input_type -> dkim.v1.WatchDomainsRequest
-	23, // 32: dkim.v1.KeyManagement.ListKeys:input_type -> dkim.v1.ListKeysRequest
-	25, // 33: dkim.v1.KeyManagement.GetKey:input_type -> dkim.v1.GetKeyRequest
-	26, // 34: dkim.v1.KeyManagement.PublishKey:input_type -> dkim.v1.PublishKeyRequest
-	27, // 35: dkim.v1.KeyManagement.DeleteKey:input_type -> dkim.v1.DeleteKeyRequest
-	28, // 36: dkim.v1.KeyManagement.CreateZone:output_type -> dkim.v1.Zone
-	28, // 37: dkim.v1.KeyManagement.GetZone:output_type -> dkim.v1.Zone
-	4,  // 38: dkim.v1.KeyManagement.ListZones:output_type -> dkim.v1.ListZonesResponse
-	28, // 39: dkim.v1.KeyManagement.UpdateZone:output_type -> dkim.v1.Zone
-	34, // 40: dkim.v1.KeyManagement.DeleteZone:output_type -> google.protobuf.Empty
-	28, // 41: dkim.v1.KeyManagement.AcceptZoneDeletions:output_type -> dkim.v1.Zone
-	30, // 42: dkim.v1.KeyManagement.CreateBrand:output_type -> dkim.v1.Brand
-	30, // 43: dkim.v1.KeyManagement.GetBrand:output_type -> dkim.v1.Brand
-	11, // 44: dkim.v1.KeyManagement.ListBrands:output_type -> dkim.v1.ListBrandsResponse
-	30, // 45: dkim.v1.KeyManagement.UpdateBrand:output_type -> dkim.v1.Brand
-	34, // 46: dkim.v1.KeyManagement.DeleteBrand:output_type -> google.protobuf.Empty
-	32, // 47: dkim.v1.KeyManagement.ProvisionDomain:output_type -> dkim.v1.Domain
-	32, // 48: dkim.v1.KeyManagement.GetDomain:output_type -> dkim.v1.Domain
-	18, // 49: dkim.v1.KeyManagement.ListDomains:output_type -> dkim.v1.ListDomainsResponse
-	32, // 50: dkim.v1.KeyManagement.DeleteDomain:output_type -> dkim.v1.Domain
-	32, // 51: dkim.v1.KeyManagement.RotateDomain:output_type -> dkim.v1.Domain
-	22, // 52: dkim.v1.KeyManagement.WatchDomains:output_type -> dkim.v1.WatchDomainsResponse
-	24, // 53: dkim.v1.KeyManagement.ListKeys:output_type -> dkim.v1.ListKeysResponse
-	33, // 54: dkim.v1.KeyManagement.GetKey:output_type -> dkim.v1.Key
-	33, // 55: dkim.v1.KeyManagement.PublishKey:output_type -> dkim.v1.Key
-	32, // 56: dkim.v1.KeyManagement.DeleteKey:output_type -> dkim.v1.Domain
-	36, // [36:57] is the sub-list for method output_type
-	15, // [15:36] is the sub-list for method input_type
+	8,  // 21: dkim.v1.KeyManagement.ExportZone:input_type -> dkim.v1.ExportZoneRequest
+	10, // 22: dkim.v1.KeyManagement.CreateBrand:input_type -> dkim.v1.CreateBrandRequest
+	11, // 23: dkim.v1.KeyManagement.GetBrand:input_type -> dkim.v1.GetBrandRequest
+	12, // 24: dkim.v1.KeyManagement.ListBrands:input_type -> dkim.v1.ListBrandsRequest
+	14, // 25: dkim.v1.KeyManagement.UpdateBrand:input_type -> dkim.v1.UpdateBrandRequest
+	15, // 26: dkim.v1.KeyManagement.DeleteBrand:input_type -> dkim.v1.DeleteBrandRequest
+	16, // 27: dkim.v1.KeyManagement.ProvisionDomain:input_type -> dkim.v1.ProvisionDomainRequest
+	18, // 28: dkim.v1.KeyManagement.GetDomain:input_type -> dkim.v1.GetDomainRequest
+	19, // 29: dkim.v1.KeyManagement.ListDomains:input_type -> dkim.v1.ListDomainsRequest
+	21, // 30: dkim.v1.KeyManagement.DeleteDomain:input_type -> dkim.v1.DeleteDomainRequest
+	22, // 31: dkim.v1.KeyManagement.RotateDomain:input_type -> dkim.v1.RotateDomainRequest
+	23, // 32: dkim.v1.KeyManagement.WatchDomains:input_type -> dkim.v1.WatchDomainsRequest
+	25, // 33: dkim.v1.KeyManagement.ListKeys:input_type -> dkim.v1.ListKeysRequest
+	27, // 34: dkim.v1.KeyManagement.GetKey:input_type -> dkim.v1.GetKeyRequest
+	28, // 35: dkim.v1.KeyManagement.PublishKey:input_type -> dkim.v1.PublishKeyRequest
+	29, // 36: dkim.v1.KeyManagement.DeleteKey:input_type -> dkim.v1.DeleteKeyRequest
+	30, // 37: dkim.v1.KeyManagement.CreateZone:output_type -> dkim.v1.Zone
+	30, // 38: dkim.v1.KeyManagement.GetZone:output_type -> dkim.v1.Zone
+	4,  // 39: dkim.v1.KeyManagement.ListZones:output_type -> dkim.v1.ListZonesResponse
+	30, // 40: dkim.v1.KeyManagement.UpdateZone:output_type -> dkim.v1.Zone
+	36, // 41: dkim.v1.KeyManagement.DeleteZone:output_type -> google.protobuf.Empty
+	30, // 42: dkim.v1.KeyManagement.AcceptZoneDeletions:output_type -> dkim.v1.Zone
+	9,  // 43: dkim.v1.KeyManagement.ExportZone:output_type -> dkim.v1.ExportZoneResponse
+	32, // 44: dkim.v1.KeyManagement.CreateBrand:output_type -> dkim.v1.Brand
+	32, // 45: dkim.v1.KeyManagement.GetBrand:output_type -> dkim.v1.Brand
+	13, // 46: dkim.v1.KeyManagement.ListBrands:output_type -> dkim.v1.ListBrandsResponse
+	32, // 47: dkim.v1.KeyManagement.UpdateBrand:output_type -> dkim.v1.Brand
+	36, // 48: dkim.v1.KeyManagement.DeleteBrand:output_type -> google.protobuf.Empty
+	34, // 49: dkim.v1.KeyManagement.ProvisionDomain:output_type -> dkim.v1.Domain
+	34, // 50: dkim.v1.KeyManagement.GetDomain:output_type -> dkim.v1.Domain
+	20, // 51: dkim.v1.KeyManagement.ListDomains:output_type -> dkim.v1.ListDomainsResponse
+	34, // 52: dkim.v1.KeyManagement.DeleteDomain:output_type -> dkim.v1.Domain
+	34, // 53: dkim.v1.KeyManagement.RotateDomain:output_type -> dkim.v1.Domain
+	24, // 54: dkim.v1.KeyManagement.WatchDomains:output_type -> dkim.v1.WatchDomainsResponse
+	26, // 55: dkim.v1.KeyManagement.ListKeys:output_type -> dkim.v1.ListKeysResponse
+	35, // 56: dkim.v1.KeyManagement.GetKey:output_type -> dkim.v1.Key
+	35, // 57: dkim.v1.KeyManagement.PublishKey:output_type -> dkim.v1.Key
+	34, // 58: dkim.v1.KeyManagement.DeleteKey:output_type -> dkim.v1.Domain
+	37, // [37:59] is the sub-list for method output_type
+	15, // [15:37] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name
@@ -1829,7 +1939,7 @@ func file_dkim_v1_key_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dkim_v1_key_management_proto_rawDesc), len(file_dkim_v1_key_management_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	KeyManagement_UpdateZone_FullMethodName          = "/dkim.v1.KeyManagement/UpdateZone"
 	KeyManagement_DeleteZone_FullMethodName          = "/dkim.v1.KeyManagement/DeleteZone"
 	KeyManagement_AcceptZoneDeletions_FullMethodName = "/dkim.v1.KeyManagement/AcceptZoneDeletions"
+	KeyManagement_ExportZone_FullMethodName          = "/dkim.v1.KeyManagement/ExportZone"
 	KeyManagement_CreateBrand_FullMethodName         = "/dkim.v1.KeyManagement/CreateBrand"
 	KeyManagement_GetBrand_FullMethodName            = "/dkim.v1.KeyManagement/GetBrand"
 	KeyManagement_ListBrands_FullMethodName          = "/dkim.v1.KeyManagement/ListBrands"
@@ -75,6 +76,12 @@ type KeyManagementClient interface {
 	// Lets name servers that hold a resync of the zone, because it would delete
 	// too many records at once, apply it. NOT_FOUND ZONE_NOT_FOUND.
 	AcceptZoneDeletions(ctx context.Context, in *AcceptZoneDeletionsRequest, opts ...grpc.CallOption) (*Zone, error)
+	// Sends all that the zone serves, as of one revision, as a master file (RFC
+	// 1035 §5) in pieces: SOA, NS and name server addresses first, then the key
+	// records in order of name. The zone is complete only if the stream ends
+	// without an error. NOT_FOUND ZONE_NOT_FOUND; ABORTED EXPORT_EXPIRED (the
+	// revision is no longer known, the export took too long; begin again).
+	ExportZone(ctx context.Context, in *ExportZoneRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportZoneResponse], error)
 	// ALREADY_EXISTS BRAND_EXISTS; INVALID_ARGUMENT INVALID_BRAND;
 	// FAILED_PRECONDITION ZONE_NOT_FOUND, ZONE_UNSPECIFIED.
 	CreateBrand(ctx context.Context, in *CreateBrandRequest, opts ...grpc.CallOption) (*Brand, error)
@@ -207,6 +214,25 @@ func (c *keyManagementClient) AcceptZoneDeletions(ctx context.Context, in *Accep
 	return out, nil
 }
 
+func (c *keyManagementClient) ExportZone(ctx context.Context, in *ExportZoneRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportZoneResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &KeyManagement_ServiceDesc.Streams[0], KeyManagement_ExportZone_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExportZoneRequest, ExportZoneResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeyManagement_ExportZoneClient = grpc.ServerStreamingClient[ExportZoneResponse]
+
 func (c *keyManagementClient) CreateBrand(ctx context.Context, in *CreateBrandRequest, opts ...grpc.CallOption) (*Brand, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Brand)
@@ -309,7 +335,7 @@ func (c *keyManagementClient) RotateDomain(ctx context.Context, in *RotateDomain
 
 func (c *keyManagementClient) WatchDomains(ctx context.Context, in *WatchDomainsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchDomainsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KeyManagement_ServiceDesc.Streams[0], KeyManagement_WatchDomains_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KeyManagement_ServiceDesc.Streams[1], KeyManagement_WatchDomains_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -398,6 +424,12 @@ type KeyManagementServer interface {
 	// Lets name servers that hold a resync of the zone, because it would delete
 	// too many records at once, apply it. NOT_FOUND ZONE_NOT_FOUND.
 	AcceptZoneDeletions(context.Context, *AcceptZoneDeletionsRequest) (*Zone, error)
+	// Sends all that the zone serves, as of one revision, as a master file (RFC
+	// 1035 §5) in pieces: SOA, NS and name server addresses first, then the key
+	// records in order of name. The zone is complete only if the stream ends
+	// without an error. NOT_FOUND ZONE_NOT_FOUND; ABORTED EXPORT_EXPIRED (the
+	// revision is no longer known, the export took too long; begin again).
+	ExportZone(*ExportZoneRequest, grpc.ServerStreamingServer[ExportZoneResponse]) error
 	// ALREADY_EXISTS BRAND_EXISTS; INVALID_ARGUMENT INVALID_BRAND;
 	// FAILED_PRECONDITION ZONE_NOT_FOUND, ZONE_UNSPECIFIED.
 	CreateBrand(context.Context, *CreateBrandRequest) (*Brand, error)
@@ -487,6 +519,9 @@ func (UnimplementedKeyManagementServer) DeleteZone(context.Context, *DeleteZoneR
 }
 func (UnimplementedKeyManagementServer) AcceptZoneDeletions(context.Context, *AcceptZoneDeletionsRequest) (*Zone, error) {
 	return nil, status.Error(codes.Unimplemented, "method AcceptZoneDeletions not implemented")
+}
+func (UnimplementedKeyManagementServer) ExportZone(*ExportZoneRequest, grpc.ServerStreamingServer[ExportZoneResponse]) error {
+	return status.Error(codes.Unimplemented, "method ExportZone not implemented")
 }
 func (UnimplementedKeyManagementServer) CreateBrand(context.Context, *CreateBrandRequest) (*Brand, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateBrand not implemented")
@@ -661,6 +696,17 @@ func _KeyManagement_AcceptZoneDeletions_Handler(srv interface{}, ctx context.Con
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _KeyManagement_ExportZone_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ExportZoneRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(KeyManagementServer).ExportZone(m, &grpc.GenericServerStream[ExportZoneRequest, ExportZoneResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeyManagement_ExportZoneServer = grpc.ServerStreamingServer[ExportZoneResponse]
 
 func _KeyManagement_CreateBrand_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateBrandRequest)
@@ -1014,6 +1060,11 @@ var KeyManagement_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ExportZone",
+			Handler:       _KeyManagement_ExportZone_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "WatchDomains",
 			Handler:       _KeyManagement_WatchDomains_Handler,
