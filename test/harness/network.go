@@ -32,6 +32,9 @@ func Addr(tb testing.TB) string {
 	defer addresses.mu.Unlock()
 	if addresses.port == 0 {
 		addresses.port = firstPort
+		if runtime.GOOS != "linux" { // others may use the host: begin elsewhere than they
+			addresses.port += os.Getpid() * 100 % (lastPort - firstPort)
+		}
 	}
 	for ; addresses.port < lastPort; addresses.port++ {
 		addr := fmt.Sprintf("%s:%d", Host(), addresses.port)
