@@ -72,6 +72,9 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 }
 
 func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, storeError(ctx, err) // etcd in this process might answer all the same
+	}
 	callCtx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	resp, err := s.client.Get(callCtx, key, opts...)

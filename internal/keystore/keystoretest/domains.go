@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keypair"
@@ -286,9 +287,9 @@ var domainTests = map[string]func(*testing.T, *env){
 				t.Errorf("%s, cancelled: %v, want %v", name, err, context.Canceled)
 			}
 		}
-		hasty := keystore.New(e.client, time.Nanosecond)
-		for name, call := range calls { // a write that ends so may still happen
-			if err := call(t.Context(), hasty); !errors.Is(err, keystore.ErrUnavailable) {
+		for name, call := range calls {
+			s := keystore.New(silent{e.client}, time.Millisecond)
+			if err := e.unchanged(t, func() error { return call(t.Context(), s) }); !errors.Is(err, keystore.ErrUnavailable) {
 				t.Errorf("%s, out of time: %v, want %v", name, err, keystore.ErrUnavailable)
 			}
 		}
@@ -313,4 +314,25 @@ func added(before, after map[string]entry) []string {
 		}
 	}
 	return keys
+}
+
+// silent never answers.
+type silent struct{ Client }
+
+func (silent) Get(ctx context.Context, _ string, _ ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (silent) Txn(ctx context.Context) clientv3.Txn { return silentTxn{ctx} }
+
+type silentTxn struct{ ctx context.Context }
+
+func (t silentTxn) If(...clientv3.Cmp) clientv3.Txn  { return t }
+func (t silentTxn) Then(...clientv3.Op) clientv3.Txn { return t }
+func (t silentTxn) Else(...clientv3.Op) clientv3.Txn { return t }
+
+func (t silentTxn) Commit() (*clientv3.TxnResponse, error) {
+	<-t.ctx.Done()
+	return nil, t.ctx.Err()
 }
