@@ -47,7 +47,9 @@ type loop struct {
 	hold      *hold
 	passes    uint16 // the mark of the latest pass
 	warned    map[string]bool
-	lost      bool // the failure was logged
+	lost      bool  // the failure was logged
+	hangs     int   // watches that hung one after the other
+	hungAt    int64 // the revision they brought nothing after
 }
 
 // hold is a resync that waits for an operator.
@@ -93,13 +95,17 @@ func (l *loop) run(ctx context.Context) {
 		if time.Since(began) > 2*heartbeatInterval {
 			delay = backoffMin
 		}
-		switch {
-		case errors.Is(err, errRenewed):
+		if errors.Is(err, errRenewed) {
 			delay = backoffMin
 			continue
-		default:
-			l.disconnected(ctx, err)
 		}
+		if errors.Is(err, errWatchHung) {
+			if l.hungAt != l.rev {
+				l.hangs, l.hungAt = 0, l.rev
+			}
+			l.hangs++
+		}
+		l.disconnected(ctx, err)
 		t := time.NewTimer(jitter(delay))
 		select {
 		case <-ctx.Done():
@@ -228,6 +234,8 @@ func (l *loop) resyncCause(h head) Cause {
 		return CauseRevision
 	case l.hold != nil:
 		return CauseHeld
+	case l.hangs > 1 && l.hungAt == l.rev:
+		return CauseHung
 	}
 	return ""
 }

@@ -268,6 +268,23 @@ func TestHungWatchIsReplaced(t *testing.T) {
 	})
 }
 
+// An etcd whose watches have lost a change does not keep it from being served.
+func TestHungWatchesEndInAListing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd()
+		f.write(zoneOf(t, 5))
+		h := follow(t, f)
+		synctest.Wait()
+		f.set(func(f *fakeEtcd) { f.hung = true })
+		f.write(touch(t, 3, "never brought"))
+		time.Sleep(3 * (hangTimeout + 4*heartbeatInterval))
+		wantKey(t, h, 3, "never brought")
+		if s := wantState(t, h, Synced); s.Resyncs[CauseHung] != 1 {
+			t.Errorf("resyncs = %v, want one of cause %q", s.Resyncs, CauseHung)
+		}
+	})
+}
+
 // A node that always has something to catch up with is not stale.
 func TestSteadyWritesAreNotStale(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -48,6 +48,7 @@ const (
 	CauseCompacted Cause = "compacted" // etcd no longer has the changes since our revision
 	CauseDeleted   Cause = "deleted"   // the zone object was deleted
 	CauseHeld      Cause = "held"      // a held resync is tried again
+	CauseHung      Cause = "hung"      // a second watch in a row did not bring what etcd has
 	CausePeriodic  Cause = "periodic"  // the watch is not trusted for ever
 )
 

@@ -25,6 +25,7 @@ type memory struct {
 	mu    sync.Mutex
 	rev   int64
 	kvs   map[string]*mvccpb.KeyValue
+	past  []clientv3.WatchResponse // one for each revision
 	watch []chan clientv3.WatchResponse
 }
 
@@ -39,6 +40,7 @@ func (m *memory) put(values map[string][]byte) int64 {
 		m.kvs[key] = &mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: m.rev}
 		resp.Events = append(resp.Events, &clientv3.Event{Type: mvccpb.Event_PUT, Kv: m.kvs[key]})
 	}
+	m.past = append(m.past, resp)
 	for _, ch := range m.watch {
 		ch <- resp
 	}
@@ -62,10 +64,16 @@ func (m *memory) Get(_ context.Context, key string, opts ...clientv3.OpOption) (
 	return resp, nil
 }
 
-func (m *memory) Watch(context.Context, string, ...clientv3.OpOption) clientv3.WatchChan {
+func (m *memory) Watch(_ context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	ch := make(chan clientv3.WatchResponse, 100)
+	from := clientv3.OpGet(key, opts...).Rev()
+	for _, resp := range m.past {
+		if resp.Header.GetRevision() >= from {
+			ch <- resp
+		}
+	}
 	m.watch = append(m.watch, ch)
 	return ch
 }
