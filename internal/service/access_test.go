@@ -214,6 +214,64 @@ func TestInternalErrorsStayInside(t *testing.T) {
 	})
 }
 
+// Those who are always too late are told so, after a while.
+func TestConflict(t *testing.T) {
+	f := newFixture(t)
+	d := f.provision(t, spamtrap)
+	theirs := f.publish(t, spamtrap, "theirs")
+	changes := 0
+	again := func(key string) {
+		changes++
+		if _, err := f.fake.Put(context.Background(), key, f.fake.Dump()[key]); err != nil {
+			t.Error(err)
+		}
+	}
+	act := func() {
+		again(schema.DomainKey("acme", "spamtrap.dk"))
+		again(schema.BrandKey("other"))
+		// A zone's etag is of its settings.
+		z, err := f.fake.Get(context.Background(), schema.ApexKey("keys.example.net"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		apex := must(schema.UnmarshalApex(z.Kvs[0].Value))(t)
+		apex.RecordTTL++
+		if _, err := f.fake.Put(context.Background(), string(z.Kvs[0].Key), string(must(apex.Marshal())(t))); err != nil {
+			t.Error(err)
+		}
+	}
+	f.rival.Store(&act)
+	type api = dkimv1.KeyManagementClient
+	for name, call := range map[string]func(context.Context, dkimv1.KeyManagementClient) error{
+		"ProvisionDomain": calling(provisionDomain, &dkimv1.ProvisionDomainRequest{Name: spamtrap, Selectors: specs("a", "b"), Algorithm: ed25519}),
+		"RotateDomain":    calling(api.RotateDomain, &dkimv1.RotateDomainRequest{Name: spamtrap}),
+		"PublishKey":      calling(publishKey, &dkimv1.PublishKeyRequest{Parent: spamtrap, Selector: "new", PublicKey: newPublic(t)}),
+		"DeleteKey":       calling(api.DeleteKey, &dkimv1.DeleteKeyRequest{Name: theirs.GetName()}),
+		"DeleteDomain":    calling(api.DeleteDomain, &dkimv1.DeleteDomainRequest{Name: spamtrap}),
+		"GetKey":          calling(api.GetKey, &dkimv1.GetKeyRequest{Name: theirs.GetName()}),
+		"UpdateZone":      calling(api.UpdateZone, &dkimv1.UpdateZoneRequest{Zone: &dkimv1.Zone{Name: "zones/keys.example.net", RetrySeconds: 60}}),
+		"UpdateBrand":     calling(api.UpdateBrand, &dkimv1.UpdateBrandRequest{Brand: &dkimv1.Brand{Name: "brands/other", DisplayName: "x"}}),
+		"DeleteBrand":     calling(api.DeleteBrand, &dkimv1.DeleteBrandRequest{Name: "brands/other"}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := changes
+			err := call(t.Context(), f.api)
+			info, _ := status.Convert(err).Details()[0].(*errdetails.ErrorInfo)
+			if status.Code(err) != codes.Aborted || info.GetReason() != "CONFLICT" {
+				t.Errorf("got %v, want %v CONFLICT", err, codes.Aborted)
+			}
+			if changes == before {
+				t.Error("nobody was in the way")
+			}
+		})
+	}
+	f.rival.Store(nil)
+	after := must(f.api.GetDomain(t.Context(), &dkimv1.GetDomainRequest{Name: spamtrap}))(t)
+	wantEqual(t, "selectors", after.GetSelectors()[:2], d.GetSelectors())
+	wantEqual(t, "number of selectors", len(after.GetSelectors()), 3)
+}
+
 // One rejection to the letter.
 func TestErrorDetails(t *testing.T) {
 	f := newFixture(t)

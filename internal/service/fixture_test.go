@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -65,6 +66,21 @@ type fixture struct {
 	now     atomic.Pointer[func() time.Time]
 	method  atomic.Pointer[string] // that was called last
 	streams chan string            // methods of streams, as their handlers return
+	rival   atomic.Pointer[func()] // acts before every transaction, if there
+}
+
+// rival is a Fake with somebody else at work on it.
+type rival struct {
+	*keystoretest.Fake
+
+	act *atomic.Pointer[func()]
+}
+
+func (r *rival) Txn(ctx context.Context) clientv3.Txn {
+	if act := r.act.Load(); act != nil {
+		(*act)()
+	}
+	return r.Fake.Txn(ctx)
 }
 
 // newFixture starts a server. The store holds the zone keys.example.net and the
@@ -73,7 +89,7 @@ func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{fake: keystoretest.NewFake(), keys: newKeySource(), log: &logBuffer{}, streams: make(chan string, 100)}
 	f.setTime(start)
-	f.store = keystore.New(f.fake, time.Minute)
+	f.store = keystore.New(&rival{Fake: f.fake, act: &f.rival}, time.Minute)
 	kek := filepath.Join(t.TempDir(), "kek.key")
 	if err := envelope.CreateKeyFile(kek); err != nil {
 		t.Fatal(err)

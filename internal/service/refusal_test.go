@@ -125,6 +125,15 @@ func TestRefusedDomains(t *testing.T) {
 		refusal{"of another brand", claimed, calling(provisionDomain, &dkimv1.ProvisionDomainRequest{Name: "brands/other/domains/spamtrap.dk"})},
 		refusal{"of another brand, published", claimed, calling(publishKey, &dkimv1.PublishKeyRequest{Parent: "brands/other/domains/spamtrap.dk", Selector: "s", PublicKey: newPublic(t)})})
 	f.refuse(t, all)
+	t.Run("of another brand, which is not named", func(t *testing.T) {
+		said := f.refused(t, claimed, func() error {
+			_, err := f.api.ProvisionDomain(t.Context(), &dkimv1.ProvisionDomainRequest{Name: "brands/other/domains/spamtrap.dk"})
+			return err
+		})
+		if strings.Contains(said, "acme") {
+			t.Errorf("the brand is named: %s", said)
+		}
+	})
 
 	f.provision(t, acme+"gone.example")
 	must(f.api.DeleteDomain(t.Context(), &dkimv1.DeleteDomainRequest{Name: acme + "gone.example"}))(t)

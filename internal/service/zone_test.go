@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -141,6 +142,18 @@ func TestBrand(t *testing.T) {
 	must(f.api.DeleteBrand(ctx, &dkimv1.DeleteBrandRequest{Name: "brands/b-2", Etag: want.GetEtag()}))(t)
 	list := must(f.api.ListBrands(ctx, &dkimv1.ListBrandsRequest{}))(t)
 	wantEqual(t, "brands that are left", names(list.GetBrands()), []string{"acme", "other"})
+}
+
+func TestBrandWithoutAZone(t *testing.T) {
+	f := newFixture(t)
+	for _, b := range []string{"acme", "other"} {
+		must(f.api.DeleteBrand(t.Context(), &dkimv1.DeleteBrandRequest{Name: "brands/" + b}))(t)
+	}
+	must(f.api.DeleteZone(t.Context(), &dkimv1.DeleteZoneRequest{Name: "zones/keys.example.net"}))(t)
+	f.refused(t, rejection{codes.FailedPrecondition, "ZONE_NOT_FOUND", ""}, func() error {
+		_, err := f.api.CreateBrand(t.Context(), &dkimv1.CreateBrandRequest{BrandId: "acme"})
+		return err
+	})
 }
 
 func TestListBrands(t *testing.T) {

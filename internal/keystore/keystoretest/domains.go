@@ -10,12 +10,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
+	"github.com/dkimzone/dkimzone/internal/schema/schemapb"
 )
 
 var domainTests = map[string]func(*testing.T, *env){
@@ -215,6 +217,27 @@ var domainTests = map[string]func(*testing.T, *env){
 		_, err = e.DomainSnapshot(ctx, "acme", func(keystore.Domain) error { return nil })
 		wantErr(t, err, schema.ErrCorrupt)
 
+		key := schemapb.Key{Id: "k", Selector: "s", Algorithm: 4, State: 2, Custody: 1, Fingerprint: make([]byte, schema.FingerprintLen)}
+		for name, v := range map[string]*schemapb.Domain{
+			"algorithm of a selector": {Selectors: []*schemapb.Selector{{Selector: "s", Algorithm: 5}}},
+			"no algorithm":            {Keys: []*schemapb.Key{with(&key, func(k *schemapb.Key) { k.Algorithm = 0 })}},
+			"algorithm of many bits":  {Keys: []*schemapb.Key{with(&key, func(k *schemapb.Key) { k.Algorithm = 256 + 4 })}},
+			"state":                   {Keys: []*schemapb.Key{with(&key, func(k *schemapb.Key) { k.State = 6 })}},
+			"state of many bits":      {Keys: []*schemapb.Key{with(&key, func(k *schemapb.Key) { k.State = 256 + 2 })}},
+			"custody":                 {Keys: []*schemapb.Key{with(&key, func(k *schemapb.Key) { k.Custody = 0 })}},
+			"custody of many bits":    {Keys: []*schemapb.Key{with(&key, func(k *schemapb.Key) { k.Custody = 256 + 1 })}},
+			"short fingerprint":       {Keys: []*schemapb.Key{with(&key, func(k *schemapb.Key) { k.Fingerprint = k.Fingerprint[1:] })}},
+		} {
+			value := must(proto.Marshal(v))(t)
+			must(e.client.Put(ctx, schema.DomainKey("acme", "odd.dk"), string(value)))(t)
+			if got, err := e.Domain(ctx, "acme", "odd.dk"); !errors.Is(err, schema.ErrCorrupt) || got.Name != "" {
+				t.Errorf("%s: got %+v, %v; want %v", name, got, err, schema.ErrCorrupt)
+			}
+		}
+		must(e.client.Put(ctx, schema.DomainPrefix("acme")+"a/b", ""))(t)
+		_, _, err = e.Domains(ctx, "", keystore.Cursor{}, 1)
+		wantErr(t, err, schema.ErrCorrupt)
+
 		damage(schema.BrandKey("acme"))
 		_, err = e.Brand(ctx, "acme")
 		wantErr(t, err, schema.ErrCorrupt)
@@ -294,6 +317,13 @@ var domainTests = map[string]func(*testing.T, *env){
 			}
 		}
 	},
+}
+
+// with is k with a change.
+func with(k *schemapb.Key, change func(*schemapb.Key)) *schemapb.Key {
+	changed := proto.CloneOf(k)
+	change(changed)
+	return changed
 }
 
 // sortStrings makes the order of strings irrelevant.
