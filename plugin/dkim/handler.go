@@ -3,6 +3,7 @@ package dkim
 import (
 	"bytes"
 	"context"
+	"slices"
 	"sync/atomic"
 
 	"github.com/coredns/coredns/plugin"
@@ -258,26 +259,43 @@ func header(name string, rrtype uint16, ttl uint32) dns.RR_Header {
 	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
 }
 
-// write sends m. The server's writer cuts it to the size it finds in the OPT
-// record of the request, and sends that size back: it is made ours where there
-// is no danger of a reply longer than the client takes.
+// write counts and sends m.
 func (z *zone) write(w dns.ResponseWriter, r *dns.Msg, m *reply, res result) (int, error) {
 	z.counts.count(res)
 	send(w, r, &m.Msg)
 	return m.Rcode, nil
 }
 
+// send sends m. The server's writer cuts it to the size it finds in the OPT
+// record of the request, and sends that size back: it is made ours where there
+// is no danger of a reply longer than the client takes.
 func send(w dns.ResponseWriter, r *dns.Msg, m *dns.Msg) {
 	if o := r.IsEdns0(); o != nil {
 		state := request.Request{W: w, Req: r}
 		size := min(o.UDPSize(), maxUDP)
-		if state.Proto() == "tcp" || m.Len()+spare <= max(int(size), dns.MinMsgSize) {
+		switch limit := max(int(size), dns.MinMsgSize); {
+		case state.Proto() == "tcp":
 			size = maxUDP
+		case o.Do(): // signatures may be added
+		case m.Len()+spare <= limit:
+			size = maxUDP
+		default:
+			if m.Truncate(limit); m.Truncated {
+				// The server's writer must find nothing that it could
+				// write longer than this.
+				m.Answer, m.Ns, m.Extra = nil, nil, onlyOPT(m.Extra)
+				size = maxUDP
+			}
 		}
 		o.SetUDPSize(size)
 	}
 	// An error here is of a client that is gone.
 	_ = w.WriteMsg(m)
+}
+
+// onlyOPT is what is left of the additional section of a reply that is cut.
+func onlyOPT(extra []dns.RR) []dns.RR {
+	return slices.DeleteFunc(extra, func(rr dns.RR) bool { return rr.Header().Rrtype != dns.TypeOPT })
 }
 
 const noEDE = 0xffff

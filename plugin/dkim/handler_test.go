@@ -415,7 +415,7 @@ func TestSizes(t *testing.T) {
 		{"RSA-2048, no EDNS", query(goldenName+"."+testZone+".", dns.TypeTXT), false, false, 512, 0},
 		{"RSA-2048, no EDNS, long name", query(long, dns.TypeTXT), false, true, 512, 0},
 		{"RSA-2048, EDNS", query(goldenName+"."+testZone+".", dns.TypeTXT, edns(4096, false)), false, false, 1232, 1232},
-		{"RSA-2048, small EDNS", query(long, dns.TypeTXT, edns(100, false)), false, true, 512, 100},
+		{"RSA-2048, small EDNS", query(long, dns.TypeTXT, edns(100, false)), false, true, 512, 1232},
 		{"RSA-4096, no EDNS", query(rsa4096, dns.TypeTXT), false, true, 512, 0},
 		{"RSA-4096, EDNS 512", query(rsa4096, dns.TypeTXT, edns(512, true)), false, true, 512, 512},
 		{"RSA-4096, EDNS 1232", query(rsa4096, dns.TypeTXT, edns(1232, true)), false, false, 1232, 1232},
