@@ -132,14 +132,13 @@ func (n *nameServer) corefile(zones []string) caddy.Input {
 		panic(err)
 	}
 	var b strings.Builder
-	for _, z := range zones {
-		fmt.Fprintf(&b, "%s:%s ", z, port)
-	}
-	b.WriteString("{\n")
+	// The block is for all names, so that the plugin refuses what is not ours:
+	// it does that better than CoreDNS.
+	fmt.Fprintf(&b, ".:%s {\n", port)
 	if host != "" {
 		fmt.Fprintf(&b, "    bind %s\n", host)
 	}
-	fmt.Fprintf(&b, "    errors\n    dkim {\n        endpoint %s\n        data_dir %q\n    }\n}\n", n.source, n.dataDir)
+	fmt.Fprintf(&b, "    errors\n    dkim %s {\n        endpoint %s\n        data_dir %q\n    }\n}\n", strings.Join(zones, " "), n.source, n.dataDir)
 	return caddy.CaddyfileInput{Contents: []byte(b.String()), Filepath: "standalone", ServerTypeName: "dns"}
 }
 
