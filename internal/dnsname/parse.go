@@ -12,13 +12,20 @@ import (
 // domain that is itself a public suffix of the list's ICANN section: "co.uk", but neither "github.io" nor a name below a
 // top-level domain the list does not know. Every error is an *InvalidError.
 func ParseDomain(s string) (Domain, error) {
-	name, reason := parseName(s)
-	if reason == "" {
-		suffix, icann := publicsuffix.PublicSuffix(name)
-		if icann && suffix == name {
-			reason = ReasonPublicSuffix
-		}
+	d, err := ParseExistingDomain(s)
+	if err != nil {
+		return "", err
 	}
+	if suffix, icann := publicsuffix.PublicSuffix(string(d)); icann && suffix == string(d) {
+		return "", invalid(KindDomain, s, ReasonPublicSuffix)
+	}
+	return d, nil
+}
+
+// ParseExistingDomain is ParseDomain without the public-suffix rule, for a name that may have been stored before the list
+// had it.
+func ParseExistingDomain(s string) (Domain, error) {
+	name, reason := parseName(s)
 	if reason != "" {
 		return "", invalid(KindDomain, s, reason)
 	}

@@ -26,7 +26,7 @@ func (s *Service) GetDomain(ctx context.Context, req *dkimv1.GetDomainRequest) (
 }
 
 func (s *Service) domain(ctx context.Context, field, resource string) (keystore.Domain, error) {
-	n, err := parseDomainName(field, resource)
+	n, err := parseExistingDomainName(field, resource)
 	if err != nil {
 		return keystore.Domain{}, err
 	}
@@ -143,7 +143,7 @@ func (s *Service) DeleteDomain(ctx context.Context, req *dkimv1.DeleteDomainRequ
 
 // RotateDomain implements dkim.v1.KeyManagement.
 func (s *Service) RotateDomain(ctx context.Context, req *dkimv1.RotateDomainRequest) (*dkimv1.Domain, error) {
-	n, err := parseDomainName("name", req.GetName())
+	n, err := parseExistingDomainName("name", req.GetName())
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ import (
 
 // ListKeys implements dkim.v1.KeyManagement.
 func (s *Service) ListKeys(ctx context.Context, req *dkimv1.ListKeysRequest) (*dkimv1.ListKeysResponse, error) {
-	n, err := parseDomainName("parent", req.GetParent())
+	n, err := parseExistingDomainName("parent", req.GetParent())
 	if err != nil {
 		return nil, err
 	}

@@ -78,7 +78,17 @@ func (n domainName) String() string {
 
 func (n domainName) key(id string) string { return n.String() + "/keys/" + id }
 
+// parseDomainName parses the name of a domain that may be made.
 func parseDomainName(field, name string) (domainName, error) {
+	return parseDomainNameBy(dnsname.ParseDomain, field, name)
+}
+
+// parseExistingDomainName parses the name of a domain that is there or not.
+func parseExistingDomainName(field, name string) (domainName, error) {
+	return parseDomainNameBy(dnsname.ParseExistingDomain, field, name)
+}
+
+func parseDomainNameBy(parse func(string) (dnsname.Domain, error), field, name string) (domainName, error) {
 	// An empty domain is a bad domain, not a bad name: say so.
 	if rest, ok := strings.CutSuffix(name, "/domains/"); ok {
 		name = rest + "/domains/ "
@@ -93,7 +103,7 @@ func parseDomainName(field, name string) (domainName, error) {
 	if v[1] == " " {
 		v[1] = ""
 	}
-	d, err := dnsname.ParseDomain(v[1])
+	d, err := parse(v[1])
 	if err != nil {
 		return domainName{}, nameFailure(field, "INVALID_DOMAIN", err)
 	}
@@ -105,7 +115,7 @@ func parseKeyName(field, name string) (domainName, string, error) {
 	if err != nil {
 		return domainName{}, "", err
 	}
-	n, err := parseDomainName(field, "brands/"+v[0]+"/domains/"+v[1])
+	n, err := parseExistingDomainName(field, "brands/"+v[0]+"/domains/"+v[1])
 	if err != nil {
 		return domainName{}, "", err
 	}

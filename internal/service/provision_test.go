@@ -277,6 +277,19 @@ func TestProvisionDomainWithoutKeys(t *testing.T) {
 	wantEqual(t, "log", f.log.String(), "") // a caller who leaves is no failure
 }
 
+// A domain that became a public suffix after it was stored can still be read and
+// deleted.
+func TestDomainThatBecameAPublicSuffix(t *testing.T) {
+	f := newFixture(t)
+	d := must(f.store.Apply(t.Context(), keystore.Change{Domain: keystore.Domain{
+		Brand: "acme", Name: "co.uk", Zone: "keys.example.net", CreateTime: start, UpdateTime: start,
+	}}))(t)
+	name := "brands/acme/domains/co.uk"
+	got := must(f.api.GetDomain(t.Context(), &dkimv1.GetDomainRequest{Name: name}))(t)
+	wantEqual(t, "host label", got.GetHostLabel(), string(d.HostLabel))
+	must(f.api.DeleteDomain(t.Context(), &dkimv1.DeleteDomainRequest{Name: name}))(t)
+}
+
 func TestDeleteDomain(t *testing.T) {
 	f := newFixture(t)
 	before := f.under("/dkim/")
