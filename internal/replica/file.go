@@ -237,7 +237,7 @@ func (f *file) save(v *view, names []string, m meta) (err error) {
 				}
 				err = b.Put(key, encodeValue(key[1:], rec))
 			case Unavailable:
-				return errors.New("replica: view is closed")
+				return errClosed
 			default:
 				if had {
 					m.Records--
@@ -330,7 +330,7 @@ func saveShard(b *bolt.Bucket, v *view, i int) (int, error) {
 			}
 			n++
 		case Unavailable:
-			return 0, errors.New("replica: view is closed")
+			return 0, errClosed
 		default: // removed since; the next save takes note
 		}
 	}

@@ -366,6 +366,8 @@ func (l *loop) deletesApex(events []*clientv3.Event) bool {
 
 // revision applies all changes of one revision.
 func (s *session) revision(ctx context.Context, rev int64, events []*clientv3.Event) error {
+	s.changes.Lock()
+	defer s.changes.Unlock()
 	var apex *mvccpb.KeyValue
 	var written []time.Time
 	for _, ev := range events {
@@ -382,8 +384,7 @@ func (s *session) revision(ctx context.Context, rev int64, events []*clientv3.Ev
 			s.pass.touched[string(owner)] = struct{}{}
 		}
 		if ev.Type == clientv3.EventTypeDelete {
-			s.view.remove(owner)
-			s.persister.note(owner)
+			s.remove(owner)
 			continue
 		}
 		rec, err := schema.UnmarshalPublicRecord(ev.Kv.Value)
@@ -415,11 +416,34 @@ func (s *session) revision(ctx context.Context, rev int64, events []*clientv3.Ev
 // put stores a record with the mark of the pass that may be on its way, which
 // must not take it for one that etcd lacks.
 func (l *loop) put(owner []byte, rec schema.PublicRecord) error {
+	l.before(owner)
 	if err := l.view.put(owner, rec, l.passes); err != nil {
 		return err
 	}
 	l.persister.note(owner)
 	return nil
+}
+
+// remove deletes the record at owner.
+func (l *loop) remove(owner []byte) {
+	l.before(owner)
+	l.view.remove(owner)
+	l.persister.note(owner)
+}
+
+// before keeps what stands at owner for those who still want it. changes is
+// locked.
+func (l *loop) before(owner []byte) {
+	if len(l.snapshots) == 0 {
+		return
+	}
+	var old *schema.PublicRecord
+	if rec, result := l.view.lookup(owner, nil); result == Found {
+		old = &rec
+	}
+	for s := range l.snapshots {
+		s.keep(owner, old)
+	}
 }
 
 // setApex serves the zone object in kv. One that does not decode changes

@@ -81,6 +81,10 @@ func (s *session) page(ctx context.Context, pg page) error {
 		}
 		p.clusterID, p.rev = pg.clusterID, pg.rev
 	}
+	if p.direct {
+		s.changes.Lock()
+		defer s.changes.Unlock()
+	}
 	for _, kv := range pg.kvs {
 		owner, isApex, ok := s.owner(kv.Key)
 		switch {
@@ -134,6 +138,8 @@ func (s *session) finish(ctx context.Context) error {
 		}
 	}
 	s.letGo(ctx, deletions)
+	s.changes.Lock()
+	defer s.changes.Unlock()
 	if err := s.applyPass(ctx, p, gone); err != nil {
 		return err
 	}
@@ -167,8 +173,7 @@ func (s *session) applyPass(ctx context.Context, p *pass, gone bool) error {
 	}
 	for i := range shardCount {
 		for _, name := range s.view.unmarked(i, p.mark) {
-			s.view.remove([]byte(name))
-			s.persister.note([]byte(name))
+			s.remove([]byte(name))
 		}
 	}
 	if p.apexKV != nil && (p.resync || s.apexKV == nil || p.apexKV.ModRevision > s.apexKV.ModRevision) {

@@ -87,6 +87,12 @@ type Replica struct {
 
 	fileErrors atomic.Uint64
 
+	// changes is held while records change, from one revision to the next, so
+	// that who holds it finds the view at one revision. Look-ups do not take it.
+	// It is taken before mu and before the persister's lock.
+	changes   sync.Mutex
+	snapshots map[*Snapshot]struct{}
+
 	mu      sync.Mutex
 	status  Status        // Records, Loaded, Staleness and FileErrors are filled in by Status
 	since   time.Time     // when the data was last known to be complete
@@ -154,6 +160,24 @@ func (r *Replica) WaitRevision(ctx context.Context, rev int64) error {
 	}
 }
 
+// WaitChange returns the zone object when it is another than old, or the error
+// of ctx. A change of any record makes another zone object.
+func (r *Replica) WaitChange(ctx context.Context, old *Apex) (*Apex, error) {
+	for {
+		r.mu.Lock()
+		changed := r.changed
+		r.mu.Unlock()
+		if apex := r.Apex(); apex != nil && apex != old {
+			return apex, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("replica: waiting for a change: %w", ctx.Err())
+		}
+	}
+}
+
 // update changes the status.
 func (r *Replica) update(fn func(*Status)) {
 	r.mu.Lock()
@@ -179,7 +203,7 @@ func (r *Replica) fileFailed() { r.fileErrors.Add(1) }
 func open(cfg Config, s *settings) (*Replica, error) {
 	r := &Replica{
 		zone: cfg.Zone, started: time.Now(), view: newView(), logger: cfg.Logger.With(slog.String("zone", cfg.Zone)),
-		changed: make(chan struct{}), renewed: make(chan struct{}, 1),
+		changed: make(chan struct{}), renewed: make(chan struct{}, 1), snapshots: make(map[*Snapshot]struct{}),
 		status: Status{State: Loading, Resyncs: make(map[Cause]uint64)},
 	}
 	r.settings.Store(s)
@@ -254,6 +278,8 @@ func (r *Replica) damaged(err error) {
 func (r *Replica) stop() error {
 	r.cancel()
 	r.done.Wait()
+	r.changes.Lock()
+	defer r.changes.Unlock()
 	r.apex.Store(nil)
 	return r.view.close()
 }

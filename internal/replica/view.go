@@ -28,6 +28,8 @@ const (
 // ErrFull is wrapped by the error of Put when the index cannot take the record.
 var ErrFull = errors.New("replica: index is full")
 
+var errClosed = errors.New("replica: view is closed")
+
 const (
 	shardCount = 256
 	slabSize   = 256 << 10
@@ -243,6 +245,23 @@ func (v *view) each(i int, fn func(block)) {
 			fn(b)
 		}
 	}
+}
+
+// copyShard calls fn for copies of the records of one shard.
+func (v *view) copyShard(i int, fn func(owner string, rec schema.PublicRecord)) error {
+	s := &v.shards[i]
+	s.mu.RLock()
+	closed := s.closed
+	s.mu.RUnlock()
+	if closed { // it stays so, and nothing closes a view while it is copied
+		return errClosed
+	}
+	v.each(i, func(b block) {
+		rec := b.record()
+		rec.PublicKey = bytes.Clone(rec.PublicKey)
+		fn(string(b.name()), rec)
+	})
+	return nil
 }
 
 // close frees the memory. From then on every look-up finds Unavailable.

@@ -37,6 +37,11 @@ func (m *memory) put(values map[string][]byte) int64 {
 	m.rev++
 	resp := clientv3.WatchResponse{Header: &pb.ResponseHeader{ClusterId: 1, Revision: m.rev}}
 	for key, value := range values {
+		if value == nil {
+			delete(m.kvs, key)
+			resp.Events = append(resp.Events, &clientv3.Event{Type: mvccpb.Event_DELETE, Kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: m.rev}})
+			continue
+		}
 		m.kvs[key] = &mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: m.rev}
 		resp.Events = append(resp.Events, &clientv3.Event{Type: mvccpb.Event_PUT, Kv: m.kvs[key]})
 	}

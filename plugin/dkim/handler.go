@@ -32,6 +32,8 @@ const (
 type DKIM struct {
 	Next  plugin.Handler
 	zones []*zone // longest name first
+
+	stopNotifiers func() // nil without the transfer plugin
 }
 
 // zone is one zone with its records.
@@ -41,6 +43,7 @@ type zone struct {
 	replica atomic.Pointer[replica.Handle] // set when the server starts
 	apex    apexCache
 	counts  counters
+	sending atomic.Int32 // full transfers that are on their way
 }
 
 // Name implements plugin.Handler.

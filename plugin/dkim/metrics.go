@@ -38,6 +38,13 @@ var (
 		Help:      "Counter of queries for names in the zone, by what they led to.",
 	}, []string{"zone", "result"})
 
+	transfers = promauto.NewCounterVec(prometheus.CounterOpts{
+		Namespace: plugin.Namespace,
+		Subsystem: pluginName,
+		Name:      "transfers_total",
+		Help:      "Counter of zone transfers, by what they led to.",
+	}, []string{"zone", "result"})
+
 	writeToServed = promauto.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace:                   plugin.Namespace,
 		Subsystem:                   pluginName,
@@ -48,12 +55,25 @@ var (
 	}, []string{"zone"})
 )
 
+// What a transfer led to.
+const (
+	transferFull    = "full"
+	transferCurrent = "current"
+	transferFailed  = "failed"
+	transferRefused = "refused"
+)
+
+var transferResults = []string{transferFull, transferCurrent, transferFailed, transferRefused}
+
 // counters are a zone's query counters, looked up once.
 type counters [resultCount]prometheus.Counter
 
 func newCounters(zone string) (c counters) {
 	for i, name := range resultNames {
 		c[i] = queries.WithLabelValues(zone, name)
+	}
+	for _, name := range transferResults {
+		transfers.WithLabelValues(zone, name)
 	}
 	return c
 }

@@ -42,8 +42,8 @@ func TestReadmeCorefiles(t *testing.T) {
 	defer func(port string) { dnsserver.Port = port }(dnsserver.Port)
 	dnsserver.Port = "0"
 	blocks := regexp.MustCompile("(?ms)^~~~ corefile\n(.*?)^~~~$").FindAllStringSubmatch(readme(t), -1)
-	if len(blocks) != 3 {
-		t.Fatalf("%d Corefiles, want 3", len(blocks))
+	if len(blocks) != 4 {
+		t.Fatalf("%d Corefiles, want 4", len(blocks))
 	}
 	for _, b := range blocks {
 		text := strings.NewReplacer("/etc/coredns", dir, "/var/lib/coredns", dir, ":9153", ":0", ":8181", ":0").Replace(b[1])

@@ -14,12 +14,15 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
+	_ "github.com/coredns/coredns/plugin/dnssec"
 	_ "github.com/coredns/coredns/plugin/errors"
 	_ "github.com/coredns/coredns/plugin/forward"
 	_ "github.com/coredns/coredns/plugin/metrics"
 	_ "github.com/coredns/coredns/plugin/nsid"
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/root"
+	_ "github.com/coredns/coredns/plugin/transfer"
+	_ "github.com/coredns/coredns/plugin/tsig"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
@@ -33,7 +36,7 @@ import (
 
 func init() {
 	if err := dnsserver.SetDirectives([]string{
-		"root", "nsid", "bind", "ready", "prometheus", "errors", "cache", pluginName, "forward",
+		"root", "nsid", "bind", "ready", "prometheus", "errors", "tsig", "cache", "dnssec", "transfer", pluginName, "forward",
 	}); err != nil {
 		panic(err)
 	}

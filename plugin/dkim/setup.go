@@ -17,6 +17,7 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/pkg/fall"
+	"github.com/coredns/coredns/plugin/transfer"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/replica"
@@ -56,6 +57,9 @@ func setup(c *caddy.Controller) error {
 			}
 			z.replica.Store(h)
 		}
+		if t, ok := dnsserver.GetConfig(c).Handler("transfer").(*transfer.Transfer); ok {
+			d.stopNotifiers = d.startNotifiers(t)
+		}
 		started.add(d)
 		return nil
 	})
@@ -77,6 +81,9 @@ func setup(c *caddy.Controller) error {
 // release gives all replicas back. Queries that still come in find zones that
 // are not loaded.
 func (d *DKIM) release() error {
+	if d.stopNotifiers != nil {
+		d.stopNotifiers()
+	}
 	var errs []error
 	for _, z := range d.zones {
 		if rep := z.replica.Load(); rep != nil {
