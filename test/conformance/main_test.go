@@ -37,12 +37,14 @@ func TestConformance(t *testing.T) {
 	t.Run("EDNS", n.testEDNS)
 	t.Run("compliance", n.testCompliance)
 	t.Run("packets", n.testPackets)
+	t.Run("prefixes", n.testPrefixes)
 	t.Run("records", n.testRecords)
 	t.Run("sizes", n.testSizes)
 	t.Run("serial", n.testSerial)
 	t.Run("TCP", n.testTCP)
 	t.Run("long UDP queries", n.testLongUDP)
 	t.Run("refusals", n.testRefusals)
+	t.Run("identity", n.testIdentity)
 }
 
 // node is a running DNS node.
@@ -50,6 +52,8 @@ type node struct {
 	etcd    *clientv3.Client
 	rev     int64
 	servers []server
+	// named is a server that also tells who it is, with nsid and chaos.
+	named server
 }
 
 // server is one server block of the node.
@@ -81,32 +85,19 @@ func startNode(t *testing.T) *node {
 	n := &node{etcd: v3client.New(e.Server)}
 	t.Cleanup(func() { n.etcd.Close() })
 	n.rev = n.put(t, testApex(), testKeys())
-	n.servers = startCoreDNS(t, "http://"+e.Clients[0].Addr().String(), http.StatusOK)
+	n.listen(t, "http://"+e.Clients[0].Addr().String(), http.StatusOK)
 	return n
 }
 
-// startCoreDNS starts CoreDNS and waits until ready answers as it should.
-func startCoreDNS(t *testing.T, endpoint string, ready int) []server {
+// listen starts CoreDNS and waits until ready answers as it should.
+func (n *node) listen(t *testing.T, endpoint string, ready int) {
 	t.Helper()
-	servers := []server{{name: "zone block", addr: harness.Addr(t)}, {name: "root block", addr: harness.Addr(t), root: true}}
+	n.servers = []server{{name: "zone block", addr: harness.Addr(t)}, {name: "root block", addr: harness.Addr(t), root: true}}
+	n.named = server{name: "nsid and chaos", addr: harness.Addr(t), root: true}
 	readiness := harness.Addr(t)
-	port := func(i int) string { return servers[i].addr[strings.LastIndexByte(servers[i].addr, ':')+1:] }
-	corefile := fmt.Sprintf(`%[1]s:%[2]s {
-    bind %[3]s
-    dkim {
-        endpoint %[4]s
-    }
-    ready %[5]s
-    errors
-}
-.:%[6]s {
-    bind %[3]s
-    dkim %[1]s {
-        endpoint %[4]s
-    }
-    errors
-}
-`, zone, port(0), harness.Host(), endpoint, readiness, port(1))
+	corefile := fmt.Sprintf("%s:%s {\n ready %s\n dkim {\n", zone, port(n.servers[0].addr), readiness) + rest(endpoint) +
+		fmt.Sprintf(".:%s {\n dkim %s {\n", port(n.servers[1].addr), zone) + rest(endpoint) +
+		fmt.Sprintf(".:%s {\n nsid node-1\n chaos node\n dkim %s {\n", port(n.named.addr), zone) + rest(endpoint)
 	file := filepath.Join(t.TempDir(), "Corefile")
 	if err := os.WriteFile(file, []byte(corefile), 0o600); err != nil {
 		t.Fatal(err)
@@ -131,7 +122,13 @@ func startCoreDNS(t *testing.T, endpoint string, ready int) []server {
 		}
 		return nil
 	})
-	return servers
+}
+
+func port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
+
+// rest is the end of a server block from the inside of its dkim directive on.
+func rest(endpoint string) string {
+	return fmt.Sprintf("  endpoint %s\n }\n bind %s\n errors\n}\n", endpoint, harness.Host())
 }
 
 // put writes a zone in one transaction and returns its revision.

@@ -177,3 +177,30 @@ func (n *node) testPackets(t *testing.T) {
 		})
 	}
 }
+
+// A query that is cut off anywhere gets an error and no data, unless it is cut
+// between question and OPT record, where CoreDNS takes it for whole.
+func (n *node) testPrefixes(t *testing.T) {
+	const key = "rsa2048-a._domainkey." + zone + "."
+	whole := pack(t, query(key, dns.TypeTXT, edns(1232), options(local(100, 5))))
+	between := 12 + len(key) + 1 + 4
+	n.both(t, func(t *testing.T, s server, network string) {
+		for size := 12; size < len(whole); size++ {
+			want := "QUERY FORMERR 0 0 0 0"
+			switch {
+			case size == 12:
+				want = "QUERY SERVFAIL 0 0 0 0" // see header-alone in docs/divergences.md
+			case size == between:
+				want = "QUERY NOERROR aa 1 1 0 0" // see sections
+			case size == between-4 || size == between-2:
+				want = "QUERY REFUSED 1 0 0 0" // see question-cut
+			case size > between:
+				want = "QUERY FORMERR 1 0 0 0"
+			}
+			packet := whole[:size]
+			if got := line(t, packet, ask(t, network, s.addr, packet)); got != want {
+				t.Errorf("%d of %d octets: reply %q, want %q", size, len(whole), got, want)
+			}
+		}
+	})
+}

@@ -51,7 +51,8 @@ func (n *node) testRefusals(t *testing.T) {
 // A node that has never seen its zone denies nothing: SERVFAIL, with the reason,
 // at once.
 func TestNotReady(t *testing.T) {
-	n := &node{servers: startCoreDNS(t, "http://"+harness.Addr(t), http.StatusServiceUnavailable)}
+	n := &node{}
+	n.listen(t, "http://"+harness.Addr(t), http.StatusServiceUnavailable)
 	const servFail = "QUERY SERVFAIL 1 0 0 0"
 	tests := []struct {
 		name string
