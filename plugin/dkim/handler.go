@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/coredns/coredns/plugin"
@@ -27,6 +28,16 @@ const (
 	// spare is room for what other plugins add to a reply, such as NSID.
 	spare = 128
 )
+
+// scratch is room for one answer. It is not on the stack, since each query over
+// UDP has a goroutine of its own, whose small stack would have to grow for it.
+type scratch struct {
+	name [256]byte
+	key  [keyRoom]byte
+	text [textRoom]byte
+}
+
+var pool = sync.Pool{New: func() any { return new(scratch) }}
 
 // DKIM answers for the zones of dkimzone.
 type DKIM struct {
@@ -64,9 +75,9 @@ func (d *DKIM) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (
 	if len(r.Question) != 1 {
 		return dns.RcodeFormatError, nil
 	}
-	var buf [256]byte
-	name := appendLower(buf[:0], r.Question[0].Name)
-	z, owner := d.match(name)
+	s := pool.Get().(*scratch) //nolint:errcheck,forcetypeassert // nothing else is in it
+	defer pool.Put(s)
+	z, owner := d.match(appendLower(s.name[:0], r.Question[0].Name))
 	if z == nil {
 		if d.Next != nil {
 			return plugin.NextOrFailure(d.Name(), d.Next, ctx, w, r)
@@ -86,68 +97,83 @@ func (d *DKIM) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (
 		z.counts.rcode(dns.RcodeServerFailure)
 		return fail(w, r, dns.RcodeServerFailure, dns.ExtendedErrorCodeNotReady)
 	}
-	return z.answer(ctx, d, rep, apex, owner, w, r)
+	// Nothing of the way to the reply stays on the stack when it is written.
+	m, res, err := z.answer(rep, apex, s, owner, d.Next != nil, r)
+	switch {
+	case err != nil:
+		return dns.RcodeServerFailure, plugin.Error(pluginName, err)
+	case res == resultFallthrough:
+		z.counts.count(res)
+		return plugin.NextOrFailure(d.Name(), d.Next, ctx, w, r)
+	case res == resultServFail:
+		z.counts.count(res)
+		return fail(w, r, dns.RcodeServerFailure, dns.ExtendedErrorCodeNotReady)
+	}
+	return z.write(w, r, m, res)
 }
 
-// answer answers a well-formed question about owner, a name without the zone.
-func (z *zone) answer(ctx context.Context, d *DKIM, rep *replica.Handle, apex *apex, owner []byte, w dns.ResponseWriter, r *dns.Msg) (int, error) {
-	q := r.Question[0]
-	exists := len(owner) == 0
-	if exists {
-		switch q.Qtype {
-		case dns.TypeSOA, dns.TypeANY:
-			m := newReply(r)
-			m.Answer = append(m.rrs[:0], apex.soaFor(&m.soa, q.Name, apex.ApexTTL))
-			return z.write(w, r, m, resultSuccess)
-		case dns.TypeNS:
-			m := newReply(r)
-			m.Answer = apex.nameServers(q.Name)
-			for _, h := range apex.glue {
-				m.Extra = append(m.Extra, h.addresses(h.name, dns.TypeA)...)
-				m.Extra = append(m.Extra, h.addresses(h.name, dns.TypeAAAA)...)
-			}
-			return z.write(w, r, m, resultSuccess)
-		}
-	} else {
-		var keyBuf [keyRoom]byte
-		rec, result := rep.Lookup(owner, keyBuf[:])
-		switch result {
-		case replica.Found:
-			if q.Qtype == dns.TypeTXT || q.Qtype == dns.TypeANY {
-				m, err := newReply(r).withRecord(q.Name, rec)
-				if err != nil {
-					return dns.RcodeServerFailure, plugin.Error(pluginName, err)
-				}
-				return z.write(w, r, m, resultSuccess)
-			}
-			exists = true
-		case replica.Empty:
-			exists = true
-		case replica.Unavailable:
-			z.counts.rcode(dns.RcodeServerFailure)
-			return fail(w, r, dns.RcodeServerFailure, dns.ExtendedErrorCodeNotReady)
+// answer makes the answer to a well-formed question about owner, a name without
+// the zone. There is none with resultServFail and with resultFallthrough, which
+// is only if there is a next plugin.
+func (z *zone) answer(rep *replica.Handle, apex *apex, s *scratch, owner []byte, next bool, r *dns.Msg) (*reply, result, error) {
+	q := &r.Question[0]
+	if len(owner) == 0 {
+		m, res := z.atApex(apex, r)
+		return m, res, nil
+	}
+	rec, found := rep.Lookup(owner, s.key[:])
+	switch found {
+	case replica.Unavailable:
+		return nil, resultServFail, nil
+	case replica.Found:
+		if q.Qtype == dns.TypeTXT || q.Qtype == dns.TypeANY {
+			m, err := newReply(r).withRecord(q.Name, rec, s)
+			return m, resultSuccess, err
 		}
 	}
 	if host, ok := apex.hosts[string(owner)]; ok {
 		if rrs := host.addresses(q.Name, q.Qtype); len(rrs) > 0 {
 			m := newReply(r)
 			m.Answer = rrs
-			return z.write(w, r, m, resultSuccess)
+			return m, resultSuccess, nil
 		}
-		exists = true
+		found = replica.Empty
 	}
-
-	if !exists && d.Next != nil && z.fall.Through(q.Name) {
-		z.counts.count(resultFallthrough)
-		return plugin.NextOrFailure(d.Name(), d.Next, ctx, w, r)
+	if found == replica.Absent && next && z.fall.Through(q.Name) {
+		return nil, resultFallthrough, nil
 	}
 	m := newReply(r)
 	m.Ns = append(m.rrs[:0], apex.soaFor(&m.soa, z.name, apex.negativeTTL))
-	if exists {
-		return z.write(w, r, m, resultNoData)
+	if found != replica.Absent {
+		return m, resultNoData, nil
 	}
 	m.Rcode = dns.RcodeNameError
-	return z.write(w, r, m, resultNXDomain)
+	return m, resultNXDomain, nil
+}
+
+// atApex makes the answer to a question about the zone's own name.
+func (z *zone) atApex(apex *apex, r *dns.Msg) (*reply, result) {
+	q := r.Question[0]
+	m := newReply(r)
+	switch q.Qtype {
+	case dns.TypeSOA, dns.TypeANY:
+		m.Answer = append(m.rrs[:0], apex.soaFor(&m.soa, q.Name, apex.ApexTTL))
+		return m, resultSuccess
+	case dns.TypeNS:
+		m.Answer = apex.nameServers(q.Name)
+		for _, h := range apex.glue {
+			m.Extra = append(m.Extra, h.addresses(h.name, dns.TypeA)...)
+			m.Extra = append(m.Extra, h.addresses(h.name, dns.TypeAAAA)...)
+		}
+		return m, resultSuccess
+	}
+	if host, ok := apex.hosts[""]; ok {
+		if m.Answer = host.addresses(q.Name, q.Qtype); len(m.Answer) > 0 {
+			return m, resultSuccess
+		}
+	}
+	m.Ns = append(m.rrs[:0], apex.soaFor(&m.soa, z.name, apex.negativeTTL))
+	return m, resultNoData
 }
 
 // match returns the zone that name is in, and name without it. name is in lower
@@ -246,9 +272,8 @@ func newReply(r *dns.Msg) *reply {
 }
 
 // withRecord adds the TXT record of a key.
-func (m *reply) withRecord(name string, rec schema.PublicRecord) (*reply, error) {
-	var buf [textRoom]byte
-	strings, err := dkimrecord.Split(string(rec.Record().AppendText(buf[:0])))
+func (m *reply) withRecord(name string, rec schema.PublicRecord, s *scratch) (*reply, error) {
+	strings, err := dkimrecord.Split(string(rec.Record().AppendText(s.text[:0])))
 	if err != nil {
 		return nil, err
 	}
