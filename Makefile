@@ -9,6 +9,9 @@ FUZZTIME ?= 20s
 BENCH ?= .
 BENCHCOUNT ?= 1
 BENCHTIME ?= 1s
+RECORDS ?= 200000
+ROUNDS ?= 3
+BENCHDOC ?=
 
 TOOLS := bin/tools
 TOOL_benchstat := golang.org/x/perf/cmd/benchstat
@@ -19,7 +22,7 @@ TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_protodeps := ./protodeps
 GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc)
 
-.PHONY: help build run test race e2e fuzz bench lint fmt generate generate-check tidy-check stock-build clean
+.PHONY: help build run test race e2e fuzz bench bench-peers lint fmt generate generate-check tidy-check stock-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +53,9 @@ bench: $(TOOLS)/benchstat ## run the benchmarks that match BENCH; with BENCHCOUN
 		echo $$? >build/bench.status; } | tee build/bench.txt
 	@[ "$$(cat build/bench.status)" = 0 ]
 	@[ $(BENCHCOUNT) -eq 1 ] || $(TOOLS)/benchstat build/bench.txt
+
+bench-peers: ## measure NSD, Knot, BIND, PowerDNS and CoreDNS beside ours with RECORDS (200000) records; Debian, installs them as root
+	go run ./test/bench/peers -records $(RECORDS) -rounds $(ROUNDS) -doc '$(BENCHDOC)'
 
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf $(TOOLS)/protodeps ## check Go code and .proto files
 	$(TOOLS)/golangci-lint run ./...

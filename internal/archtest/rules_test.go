@@ -83,7 +83,7 @@ var owners = []owner{
 	},
 	{
 		dependency: "github.com/coredns",
-		owners:     []string{"plugin/dkim", "cmd/coredns", "internal/app"},
+		owners:     []string{"plugin/dkim", "cmd/coredns", "internal/app", "test/bench/mapdns"}, // mapdns is a CoreDNS to compare with
 		reason:     "CoreDNS is the frame of the plugin; nothing else may depend on its types",
 	},
 	{

@@ -173,8 +173,9 @@ func CoreDNS(name, binary, lines string) Server {
 var versionNumber = regexp.MustCompile(`[0-9]+\.[0-9]+[0-9.]*`)
 
 // version is empty when the program does not say it.
-func version(ctx context.Context, program string, arg string) string {
-	out, _ := exec.CommandContext(ctx, program, arg).CombinedOutput() // some end with an error though they say it
+func version(ctx context.Context, program, arg string) string {
+	// Some end with an error though they say it.
+	out, _ := exec.CommandContext(ctx, program, arg).CombinedOutput() //nolint:gosec // a server of this package
 	return versionNumber.FindString(string(out))
 }
 
@@ -185,7 +186,8 @@ type Process struct {
 
 	cmd *exec.Cmd
 	out bytes.Buffer
-	end chan error
+	end chan struct{} // closed once the process has ended
+	err error         // how it ended, good from then on
 }
 
 const (
@@ -201,7 +203,7 @@ func (s Server) Run(ctx context.Context, dir string, port, cpu int, name string)
 	if cpu >= 0 {
 		args = append([]string{"taskset", "-c", fmt.Sprint(cpu)}, args...)
 	}
-	p := &Process{Addr: fmt.Sprintf("127.0.0.1:%d", port), end: make(chan error, 1)}
+	p := &Process{Addr: fmt.Sprintf("127.0.0.1:%d", port), end: make(chan struct{})}
 	p.cmd = exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // a server of this package; Stop ends it
 	p.cmd.Dir = dir
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
@@ -209,7 +211,10 @@ func (s Server) Run(ctx context.Context, dir string, port, cpu int, name string)
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
-	go func() { p.end <- p.cmd.Wait() }()
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.end)
+	}()
 	question := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeTXT)
 	client := dns.Client{Timeout: 100 * time.Millisecond}
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
@@ -221,8 +226,8 @@ func (s Server) Run(ctx context.Context, dir string, port, cpu int, name string)
 			return p, nil
 		}
 		select {
-		case err := <-p.end:
-			return nil, fmt.Errorf("%s has ended: %w\n%s", s.Name, err, p.out.String())
+		case <-p.end:
+			return nil, fmt.Errorf("%s has ended: %w\n%s", s.Name, p.err, p.out.String())
 		case <-ctx.Done():
 			return nil, errors.Join(fmt.Errorf("%s: no answer: %w, %v", s.Name, ctx.Err(), reply), p.Stop())
 		case <-time.After(pause):
