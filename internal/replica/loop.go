@@ -368,6 +368,7 @@ func (l *loop) deletesApex(events []*clientv3.Event) bool {
 func (s *session) revision(ctx context.Context, rev int64, events []*clientv3.Event) error {
 	s.changes.Lock()
 	defer s.changes.Unlock()
+	served := s.apex.Load()
 	var apex *mvccpb.KeyValue
 	var written []time.Time
 	for _, ev := range events {
@@ -401,12 +402,13 @@ func (s *session) revision(ctx context.Context, rev int64, events []*clientv3.Ev
 	if apex != nil {
 		s.setApex(ctx, apex)
 	}
+	s.journal.commit(s.view, served, s.apex.Load())
 	s.advance(rev)
-	if served := s.settings.Load().served; served != nil {
+	if tell := s.settings.Load().served; tell != nil {
 		now := time.Now()
 		for _, t := range written {
 			if !t.IsZero() {
-				served(now.Sub(t))
+				tell(now.Sub(t))
 			}
 		}
 	}
@@ -434,7 +436,7 @@ func (l *loop) remove(owner []byte) {
 // before keeps what stands at owner for those who still want it. changes is
 // locked.
 func (l *loop) before(owner []byte) {
-	if len(l.snapshots) == 0 {
+	if !l.Loaded() && len(l.snapshots) == 0 {
 		return
 	}
 	var old *schema.PublicRecord
@@ -444,6 +446,7 @@ func (l *loop) before(owner []byte) {
 	for s := range l.snapshots {
 		s.keep(owner, old)
 	}
+	l.journal.before(owner, old)
 }
 
 // setApex serves the zone object in kv. One that does not decode changes

@@ -140,7 +140,12 @@ func (s *session) finish(ctx context.Context) error {
 	s.letGo(ctx, deletions)
 	s.changes.Lock()
 	defer s.changes.Unlock()
-	if err := s.applyPass(ctx, p, gone); err != nil {
+	err := s.applyPass(ctx, p, gone)
+	if p.resync || len(p.puts)+deletions > 0 {
+		// What was listed need not follow from what the serials stood for.
+		s.journal.clear()
+	}
+	if err != nil {
 		return err
 	}
 	if !p.resync {

@@ -92,6 +92,7 @@ type Replica struct {
 	// It is taken before mu and before the persister's lock.
 	changes   sync.Mutex
 	snapshots map[*Snapshot]struct{}
+	journal   journal
 
 	mu      sync.Mutex
 	status  Status        // Records, Loaded, Staleness and FileErrors are filled in by Status

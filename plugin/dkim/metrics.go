@@ -57,13 +57,14 @@ var (
 
 // What a transfer led to.
 const (
-	transferFull    = "full"
-	transferCurrent = "current"
-	transferFailed  = "failed"
-	transferRefused = "refused"
+	transferFull        = "full"
+	transferIncremental = "incremental"
+	transferCurrent     = "current"
+	transferFailed      = "failed"
+	transferRefused     = "refused"
 )
 
-var transferResults = []string{transferFull, transferCurrent, transferFailed, transferRefused}
+var transferResults = []string{transferFull, transferIncremental, transferCurrent, transferFailed, transferRefused}
 
 // counters are a zone's query counters, looked up once.
 type counters [resultCount]prometheus.Counter

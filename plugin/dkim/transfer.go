@@ -2,6 +2,7 @@ package dkim
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/coredns/coredns/plugin"
@@ -42,6 +43,15 @@ func (d *DKIM) Transfer(name string, serial uint32) (<-chan []dns.RR, error) {
 		close(ch)
 		transfers.WithLabelValues(z.name, transferCurrent).Inc()
 		return ch, nil
+	}
+	if serial != 0 {
+		if rrs := z.difference(rep, serial); rrs != nil {
+			ch := make(chan []dns.RR, 1)
+			ch <- rrs
+			close(ch)
+			transfers.WithLabelValues(z.name, transferIncremental).Inc()
+			return ch, nil
+		}
 	}
 	if z.sending.Add(1) > maxTransfers {
 		z.sending.Add(-1)
@@ -106,6 +116,49 @@ func (z *zone) sendAll(ch chan<- []dns.RR, snap *replica.Snapshot) error {
 	}
 	out.add(apex.newSOA(z.name))
 	return out.flush()
+}
+
+// difference is what became of the zone since the serial, as in an incremental
+// transfer of one step (RFC 1995 §4), or nil if that is not known or more than
+// the zone itself.
+func (z *zone) difference(rep *replica.Handle, serial uint32) []dns.RR {
+	diff, ok := rep.Since(serial)
+	if !ok {
+		return nil
+	}
+	before, after := newApex(diff.Old, z.name), newApex(diff.New, z.name)
+	deleted, added := without(before.records(z.name), after.records(z.name)), without(after.records(z.name), before.records(z.name))
+	for _, c := range diff.Changes {
+		if c.Old != nil {
+			rr, err := keyRecord(c.Owner+"."+z.name, *c.Old)
+			if err != nil {
+				return nil
+			}
+			deleted = append(deleted, rr)
+		}
+		if c.New != nil {
+			rr, err := keyRecord(c.Owner+"."+z.name, *c.New)
+			if err != nil {
+				return nil
+			}
+			added = append(added, rr)
+		}
+	}
+	if len(deleted)+len(added) > rep.Status().Records+len(after.records(z.name)) {
+		return nil
+	}
+	rrs := []dns.RR{after.newSOA(z.name), before.newSOA(z.name)}
+	rrs = append(append(rrs, deleted...), after.newSOA(z.name))
+	return append(append(rrs, added...), after.newSOA(z.name))
+}
+
+// without returns the records of a that are not in b.
+func without(a, b []dns.RR) []dns.RR {
+	there := make(map[string]bool)
+	for _, rr := range b {
+		there[rr.String()] = true
+	}
+	return slices.DeleteFunc(a, func(rr dns.RR) bool { return there[rr.String()] })
 }
 
 // batcher hands records over in batches, as long as somebody takes them.
