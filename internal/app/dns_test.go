@@ -43,22 +43,26 @@ func TestProbeDNS(t *testing.T) {
 	}
 }
 
-// hold listens on an address until the test ends.
+// hold listens on an address until the test ends, and on that of no other
+// network with the same number.
 func hold(t *testing.T, network string) string {
 	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
 	if network == "tcp" {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = ln.Close() })
 		return ln.Addr().String()
 	}
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	conn, err := net.ListenPacket("udp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
 	return conn.LocalAddr().String()
 }
 
