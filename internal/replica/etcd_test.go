@@ -34,6 +34,7 @@ type fakeEtcd struct {
 	down      bool
 	hung      bool                       // watches bring nothing
 	onGet     func(op clientv3.Op) error // before each Get
+	onAnswer  func()                     // between what a Get found and its answer
 	gets      []clientv3.Op
 	watchRevs []int64
 }
@@ -130,7 +131,7 @@ func (f *fakeEtcd) Get(ctx context.Context, key string, opts ...clientv3.OpOptio
 		return nil, errors.New("serializable Get")
 	}
 	f.mu.Lock()
-	onGet := f.onGet
+	onGet, onAnswer := f.onGet, f.onAnswer
 	f.gets = append(f.gets, op)
 	f.mu.Unlock()
 	if onGet != nil {
@@ -138,6 +139,14 @@ func (f *fakeEtcd) Get(ctx context.Context, key string, opts ...clientv3.OpOptio
 			return nil, err
 		}
 	}
+	resp, err := f.get(key, op)
+	if onAnswer != nil {
+		onAnswer()
+	}
+	return resp, err
+}
+
+func (f *fakeEtcd) get(key string, op clientv3.Op) (*clientv3.GetResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.down {

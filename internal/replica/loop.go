@@ -143,7 +143,7 @@ func (l *loop) session(ctx context.Context) error {
 	s := &session{loop: l, client: set.client, interval: set.reconcile, cancelWatch: func() {}, cancelPass: func() {}}
 	defer func() { s.cancelWatch(); s.cancelPass() }()
 
-	h := s.head(ctx)
+	h := s.head(ctx, s.rev)
 	if h.err != nil {
 		return h.err
 	}
@@ -178,7 +178,8 @@ func (l *loop) session(ctx context.Context) error {
 		case p := <-pages:
 			err = s.page(ctx, p)
 		case <-beat.C:
-			go func() { heads <- s.head(ctx) }()
+			have := s.rev
+			go func() { heads <- s.head(ctx, have) }()
 			continue
 		case h := <-heads:
 			beat.Reset(jitter(heartbeatInterval))
@@ -202,13 +203,14 @@ func (l *loop) session(ctx context.Context) error {
 // head is what the zone object says about where etcd is.
 type head struct {
 	at        time.Time // when it was asked for
+	have      int64     // what the view had then, which etcd is at or past
 	clusterID uint64
 	rev       int64
 	kv        *mvccpb.KeyValue // nil: there is no zone
 	err       error
 }
 
-func (s *session) head(ctx context.Context) head {
+func (s *session) head(ctx context.Context, have int64) head {
 	at := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
 	defer cancel()
@@ -216,7 +218,7 @@ func (s *session) head(ctx context.Context) head {
 	if err != nil {
 		return head{err: err}
 	}
-	h := head{at: at, clusterID: resp.Header.GetClusterId(), rev: resp.Header.GetRevision()}
+	h := head{at: at, have: have, clusterID: resp.Header.GetClusterId(), rev: resp.Header.GetRevision()}
 	if len(resp.Kvs) > 0 {
 		h.kv = resp.Kvs[0]
 	}
@@ -230,7 +232,7 @@ func (l *loop) resyncCause(h head) Cause {
 		return CauseStart
 	case h.clusterID != l.clusterID:
 		return CauseCluster
-	case h.rev < l.rev:
+	case h.rev < h.have: // not l.rev: the watch may have been faster than the answer
 		return CauseRevision
 	case l.hold != nil:
 		return CauseHeld

@@ -252,6 +252,30 @@ func TestResync(t *testing.T) {
 	}
 }
 
+// The answer to a heartbeat may be older than what the watch brought meanwhile.
+func TestLateAnswerIsNoReturnOfRevision(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd()
+		f.write(zoneOf(t, 5))
+		h := follow(t, f)
+		synctest.Wait()
+		f.set(func(f *fakeEtcd) {
+			f.onAnswer = func() {
+				f.write(touch(t, 3, "meanwhile"))
+				time.Sleep(time.Millisecond) // the watch is faster
+			}
+		})
+		time.Sleep(10 * heartbeatInterval)
+		s := wantState(t, h, Synced)
+		if s.Resyncs[CauseRevision] != 0 || f.lists() != 1 {
+			t.Errorf("resyncs = %v, %d listings; want the one of the start", s.Resyncs, f.lists())
+		}
+		if s.Staleness > 2*heartbeatInterval {
+			t.Errorf("staleness = %s", s.Staleness)
+		}
+	})
+}
+
 func TestHungWatchIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd()
