@@ -22,6 +22,9 @@ const (
 	backoffMax        = 10 * time.Second
 	heldRetryMin      = 5 * time.Second
 	heldRetryMax      = 5 * time.Minute
+
+	// Write-to-served times are from 0 to this, whatever clocks say.
+	maxServed = 24 * time.Hour
 )
 
 // What ends a session; a new one follows.
@@ -410,7 +413,7 @@ func (s *session) revision(ctx context.Context, rev int64, events []*clientv3.Ev
 		now := time.Now()
 		for _, t := range written {
 			if !t.IsZero() {
-				tell(now.Sub(t))
+				tell(min(max(0, now.Sub(t)), maxServed))
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -272,6 +273,30 @@ func TestLateAnswerIsNoReturnOfRevision(t *testing.T) {
 		}
 		if s.Staleness > 2*heartbeatInterval {
 			t.Errorf("staleness = %s", s.Staleness)
+		}
+	})
+}
+
+// Clocks that do not agree give no negative and no absurd time.
+func TestServedTimesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd()
+		f.write(zoneOf(t, 5))
+		var served []time.Duration
+		h := follow(t, f, func(c *Config) { c.Served = func(d time.Duration) { served = append(served, d) } })
+		synctest.Wait()
+		for i, at := range []time.Time{time.Now().Add(time.Hour), time.Now().Add(-time.Second), time.Unix(1, 0)} {
+			rec := schema.PublicRecord{PublicKey: []byte("later"), TTL: 60, UpdateTime: at}
+			value, err := rec.Marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.write(map[string][]byte{schema.ApexKey(testZone): apexValue(t), schema.RecordKey(testZone, ownerName(i)): value})
+			synctest.Wait()
+			wantKey(t, h, i, "later")
+		}
+		if want := []time.Duration{0, time.Second, maxServed}; !slices.Equal(served, want) {
+			t.Errorf("write-to-served times %v, want %v", served, want)
 		}
 	})
 }
