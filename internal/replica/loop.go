@@ -342,7 +342,7 @@ func (s *session) events(ctx context.Context, resp clientv3.WatchResponse, ok bo
 			n++
 		}
 		if rev > s.rev {
-			if s.deletesApex(events[:n]) {
+			if s.deletesApex(events[:n]) || s.tooMany(s.deletions(events[:n])) {
 				// Not believed without a guard, and not half.
 				s.startPass(ctx, CauseDeleted)
 				break
@@ -367,6 +367,17 @@ func (l *loop) deletesApex(events []*clientv3.Event) bool {
 		}
 	}
 	return false
+}
+
+// deletions is how many records the events would delete.
+func (l *loop) deletions(events []*clientv3.Event) int {
+	n := 0
+	for _, ev := range events {
+		if ev.Type == clientv3.EventTypeDelete {
+			n++
+		}
+	}
+	return n
 }
 
 // revision applies all changes of one revision.

@@ -362,6 +362,42 @@ func TestSteadyWritesAreNotStale(t *testing.T) {
 	})
 }
 
+// One revision that deletes much of the zone is no more believed when the watch
+// brings it.
+func TestMassDeletionUnderTheWatchIsHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd()
+		f.write(zoneOf(t, 100))
+		h := follow(t, f)
+		synctest.Wait()
+		wipe := make(map[string][]byte)
+		for i := range 60 {
+			wipe[schema.RecordKey(testZone, ownerName(i))] = nil
+		}
+		rev := f.write(wipe)
+		synctest.Wait()
+		s := wantState(t, h, Held)
+		if s.HeldRecords != 60 || s.Records != 100 || s.Resyncs[CauseDeleted] != 1 {
+			t.Errorf("status = %+v", s)
+		}
+		wantKey(t, h, 0, "key0")
+
+		f.write(map[string][]byte{schema.ApexKey(testZone): apexValue(t, func(a *schema.Apex) { a.AcceptDeletionsRevision = rev })})
+		time.Sleep(3 * heartbeatInterval)
+		wantState(t, h, Synced)
+		wantKey(t, h, 0, "")
+		wantKey(t, h, 60, "key60")
+
+		// As much in small pieces is what a provider does to its zone.
+		for i := range 30 {
+			f.write(touch(t, 60+i, ""))
+		}
+		synctest.Wait()
+		wantState(t, h, Synced)
+		wantKey(t, h, 60, "")
+	})
+}
+
 func TestMassDeletionIsHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd()

@@ -46,7 +46,7 @@ const (
 	CauseCluster   Cause = "cluster"   // another cluster id
 	CauseRevision  Cause = "revision"  // etcd is at a revision below ours
 	CauseCompacted Cause = "compacted" // etcd no longer has the changes since our revision
-	CauseDeleted   Cause = "deleted"   // the zone object was deleted
+	CauseDeleted   Cause = "deleted"   // the zone object was deleted, or much of the zone at once
 	CauseHeld      Cause = "held"      // a held resync is tried again
 	CauseHung      Cause = "hung"      // a second watch in a row did not bring what etcd has
 	CausePeriodic  Cause = "periodic"  // the watch is not trusted for ever
