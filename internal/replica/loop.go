@@ -50,9 +50,10 @@ type loop struct {
 	hold      *hold
 	passes    uint16 // the mark of the latest pass
 	warned    map[string]bool
-	lost      bool  // the failure was logged
-	hangs     int   // watches that hung one after the other
-	hungAt    int64 // the revision they brought nothing after
+	lost      bool      // the failure was logged
+	due       time.Time // of the next periodic pass
+	hangs     int       // watches that hung one after the other
+	hungAt    int64     // the revision they brought nothing after
 }
 
 // hold is a resync that waits for an operator.
@@ -163,7 +164,10 @@ func (l *loop) session(ctx context.Context) error {
 	heads := make(chan head, 1)
 	beat := time.NewTimer(jitter(heartbeatInterval))
 	defer beat.Stop()
-	s.reconcile = time.NewTimer(jitter(s.interval))
+	if latest := time.Now().Add(jitter(s.interval)); l.due.IsZero() || latest.Before(l.due) {
+		l.due = latest
+	}
+	s.reconcile = time.NewTimer(time.Until(l.due))
 	defer s.reconcile.Stop()
 	for {
 		var pages chan page
@@ -188,7 +192,7 @@ func (l *loop) session(ctx context.Context) error {
 			beat.Reset(jitter(heartbeatInterval))
 			err = s.heartbeat(ctx, h)
 		case <-s.reconcile.C:
-			s.reconcile.Reset(jitter(s.interval))
+			s.compareIn(s.interval)
 			if s.pass == nil && s.watch != nil {
 				s.startPass(ctx, CausePeriodic)
 			}
@@ -201,6 +205,14 @@ func (l *loop) session(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// compareIn sets the time of the next periodic pass, which sessions that end
+// before do not put off.
+func (s *session) compareIn(d time.Duration) {
+	d = jitter(d)
+	s.due = time.Now().Add(d)
+	s.reconcile.Reset(d)
 }
 
 // head is what the zone object says about where etcd is.

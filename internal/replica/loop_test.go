@@ -398,6 +398,23 @@ func TestMassDeletionUnderTheWatchIsHeld(t *testing.T) {
 	})
 }
 
+// Watches that break again and again do not put the comparison off for ever.
+func TestReconcileComesThoughWatchesBreak(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd()
+		f.write(zoneOf(t, 5))
+		h := follow(t, f, func(c *Config) { c.ReconcileInterval = 10 * time.Minute })
+		synctest.Wait()
+		for range 30 {
+			time.Sleep(time.Minute)
+			f.cut()
+		}
+		if s := h.Status(); s.Resyncs[CausePeriodic] < 2 {
+			t.Errorf("resyncs = %v in half an hour, want 2 periodic ones at least", s.Resyncs)
+		}
+	})
+}
+
 func TestMassDeletionIsHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd()

@@ -72,7 +72,7 @@ func (s *session) page(ctx context.Context, pg page) error {
 			return pg.err
 		}
 		s.pass = nil // the watch goes on
-		s.reconcile.Reset(jitter(min(s.interval, reconcileRetry)))
+		s.compareIn(min(s.interval, reconcileRetry))
 		return nil
 	}
 	if pg.rev != 0 {
