@@ -34,6 +34,7 @@ type Cluster struct {
 type Member struct {
 	Process *Process // of the last start
 	URL     string   // for clients
+	DataDir string
 
 	name string
 	args []string
@@ -54,8 +55,9 @@ func StartCluster(tb testing.TB, pki *PKI) *Cluster {
 	for i, m := range c.Members {
 		// A member also checks the address from which another one connects.
 		cert := pki.Peer(tb, m.name, Host(), "127.0.0.1")
+		m.DataDir = filepath.Join(dir, m.name)
 		m.args = []string{
-			"--name", m.name, "--data-dir", filepath.Join(dir, m.name),
+			"--name", m.name, "--data-dir", m.DataDir,
 			"--listen-client-urls", m.URL, "--advertise-client-urls", m.URL,
 			"--listen-peer-urls", peers[i], "--initial-advertise-peer-urls", peers[i],
 			"--initial-cluster", strings.Join(initial, ","), "--initial-cluster-state", "new",

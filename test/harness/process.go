@@ -72,6 +72,9 @@ func (p *Process) Pause() { p.signal(syscall.SIGSTOP) }
 // Resume lets a paused process go on.
 func (p *Process) Resume() { p.signal(syscall.SIGCONT) }
 
+// Reload sends SIGUSR1, at which coredns reads its Corefile again.
+func (p *Process) Reload() { p.signal(syscall.SIGUSR1) }
+
 // signal needs no error: it is only lost on a process that has ended.
 func (p *Process) signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
 

@@ -1,0 +1,114 @@
+package robustness_test
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/dkimzone/dkimzone/internal/schema"
+	"github.com/dkimzone/dkimzone/test/harness"
+)
+
+// Backups that are put back, and another cluster behind the same addresses.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1)
+	n := s.nodes[0]
+
+	backup := s.backup()
+	s.model.mustWrite(t, changing, false)   // undone by the backup
+	s.model.mustWrite(t, changing+1, false) // likewise
+	s.model.mustWrite(t, changing+2, true)
+	s.model.settle(t, n)
+
+	t.Run("revision goes back", func(t *testing.T) {
+		s.restore(t, backup)
+		s.model.settle(t, n)
+		n.wantLog(t, "listing the zone zone=keys.example.net cause=revision", 5)
+		n.waitState(t, "synced")
+	})
+
+	t.Run("revision goes back and forth while cut off", func(t *testing.T) {
+		// From the outside this is a cluster that went on: only the comparison of
+		// all records finds out.
+		for i := range 10 {
+			s.model.mustWrite(t, changing+i, i == 2)
+		}
+		s.model.settle(t, n)
+		n.each((*harness.Proxy).Cut)
+		s.restore(t, backup)
+		for range 3 {
+			for i := range changing {
+				s.model.mustWrite(t, i, false)
+			}
+		}
+		n.each((*harness.Proxy).Restore)
+		s.model.settle(t, n)
+		n.waitMetric(t, "coredns_dkim_reconcile_repairs_total", func(v float64) bool { return v > 0 })
+		n.wantLog(t, "records differed from etcd although the watch was on, repaired", 5)
+	})
+
+	t.Run("another cluster", func(t *testing.T) {
+		other := harness.StartCluster(t, s.etcd.PKI)
+		client := other.Client(t, "dkimd")
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
+		all, err := s.model.client.Get(ctx, schema.ZonePrefix(zone), clientv3.WithPrefix())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kv := range all.Kvs {
+			if _, err := client.Put(ctx, string(kv.Key), string(kv.Value)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.model.client = client
+		n.seen.set(&n.seen.rewinding, true)
+		s.model.rewound(t)
+		for i, p := range n.proxies {
+			p.SetTarget(strings.TrimPrefix(other.Members[i].URL, "https://"))
+		}
+		s.model.settle(t, n)
+		n.wantLog(t, "listing the zone zone=keys.example.net cause=cluster", 5)
+		n.waitState(t, "synced")
+		n.seen.set(&n.seen.down, true) // the other cluster ends with this test
+	})
+}
+
+// backup stops etcd, copies its data, and starts it again.
+func (s *site) backup() (dir string) {
+	s.t.Helper()
+	dir = s.t.TempDir()
+	s.etcd.Kill()
+	for i, m := range s.etcd.Members {
+		if err := os.CopyFS(dir+"/"+string(rune('0'+i)), os.DirFS(m.DataDir)); err != nil {
+			s.t.Fatal(err)
+		}
+		s.etcd.Start(s.t, i)
+	}
+	return dir
+}
+
+// restore puts a backup in the place of what etcd has.
+func (s *site) restore(t *testing.T, backup string) {
+	t.Helper()
+	for _, n := range s.nodes {
+		n.seen.set(&n.seen.rewinding, true)
+	}
+	s.etcd.Kill()
+	for i, m := range s.etcd.Members {
+		if err := os.RemoveAll(m.DataDir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.CopyFS(m.DataDir, os.DirFS(backup+"/"+string(rune('0'+i)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range s.etcd.Members {
+		s.etcd.Start(s.t, i)
+	}
+	s.model.rewound(t)
+}
