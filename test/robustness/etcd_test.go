@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -38,8 +37,6 @@ func TestEtcd(t *testing.T) {
 		{"no space", (*site).noSpace},
 	} {
 		ok := t.Run(f.name, func(t *testing.T) {
-			begin := time.Now()
-			defer func() { t.Log(time.Since(begin)) }()
 			stop := s.model.writing(t)
 			f.do(s, t)
 			stop()

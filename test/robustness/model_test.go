@@ -88,9 +88,23 @@ func recordValue(i int, v uint64) (string, error) {
 func (m *model) fill(t *testing.T) {
 	t.Helper()
 	m.putZone(t, newZone())
-	for i := range names {
-		m.mustWrite(t, i, false)
+	const batch = 100 // of the 128 operations that a transaction may have
+	for first := 0; first < names; first += batch {
+		var ops []clientv3.Op
+		last := min(first+batch, names)
+		for i := first; i < last; i++ {
+			value, err := recordValue(i, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ops = append(ops, clientv3.OpPut(schema.RecordKey(zone, owner(i)), value))
+		}
+		revision := m.do(t, "write names", append(ops, clientv3.OpPut(schema.ApexKey(zone), "", clientv3.WithIgnoreValue()))...)
+		for i := first; i < last; i++ {
+			m.names[i] = history{versions: map[uint64]version{1: {}}, current: 1, revision: revision}
+		}
 	}
+	m.top = 1
 }
 
 func (m *model) putZone(t *testing.T, a schema.Apex) {

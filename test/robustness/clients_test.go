@@ -1,0 +1,222 @@
+package robustness_test
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/dkimzone/dkimzone/test/harness"
+)
+
+// What operators and clients can do to a node: no answer over UDP may be lost
+// but under overload, and nothing may be left behind.
+func TestClients(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, 1)
+	n := s.nodes[0]
+
+	t.Run("reloads", func(t *testing.T) {
+		before := n.size(t)
+		stop := s.model.writing(t)
+		const reloads = 100
+		for i := range reloads {
+			if i%10 == 0 { // a Corefile that is the same is read again, too
+				n.touchCorefile(t, i)
+			}
+			n.Reload()
+			harness.Eventually(t, limit, "reload", func() error {
+				if done := strings.Count(n.Output(), "Reloading complete"); done <= i {
+					return fmt.Errorf("%d of %d", done, i+1)
+				}
+				return nil
+			})
+		}
+		stop()
+		s.model.settle(t, n)
+		n.waitSize(t, before)
+		if v := n.mustMetric(t, "coredns_dkim_resyncs_total"); v != 1 {
+			t.Errorf("the zone was listed %v times, want once", v)
+		}
+	})
+
+	t.Run("slow TCP clients", func(t *testing.T) {
+		before := n.size(t)
+		ctx, cancel := context.WithTimeout(t.Context(), *faultTime+2*time.Second)
+		defer cancel()
+		var slow sync.WaitGroup
+		for range 150 {
+			slow.Go(func() { n.tcp(t, ctx, idle) })
+		}
+		for range 50 {
+			slow.Go(func() { n.tcp(t, ctx, octetByOctet) })
+		}
+		for range 20 {
+			slow.Go(func() { n.tcp(t, ctx, neverReads) })
+		}
+		// Others are served over TCP meanwhile.
+		for ctx.Err() == nil {
+			q := new(dns.Msg).SetQuestion(owner(changing+5)+"."+zone+".", dns.TypeTXT)
+			c := dns.Client{Net: "tcp", Timeout: answerTimeout}
+			if r, _, err := c.Exchange(q, n.dns); err != nil || len(r.Answer) != 1 {
+				t.Fatalf("over TCP: %v, %v", r, err)
+			}
+		}
+		now := n.size(t)
+		if now.memory > before.memory+128<<20 {
+			t.Errorf("takes %+v, before %+v", now, before)
+		}
+		slow.Wait()
+		s.model.settle(t, n)
+		n.waitSize(t, before)
+	})
+
+	for name, plugin := range map[string]string{"overload": "", "overload with shed": "shed"} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(s, "coredns under "+name, plugin)
+			n.start()
+			n.waitReady(t)
+			s.model.query(t, n)
+			s.model.settle(t, n)
+			before := n.size(t)
+			n.seen.set(&n.seen.lossy, true)
+			sent, got := n.flood(t, *faultTime+2*time.Second)
+			t.Logf("%d questions sent, %d answered", sent, got)
+			peak := n.size(t)
+			t.Logf("before %+v, at its end %+v", before, peak)
+			if peak.memory > before.memory+512<<20 {
+				t.Errorf("takes %+v, before %+v", peak, before)
+			}
+			begin := time.Now()
+			harness.Eventually(t, limit, "answers again", func() error {
+				_, _, err := ask(n.dns, owner(changing+5))
+				return err
+			})
+			t.Logf("answers again after %v", time.Since(begin))
+			n.seen.set(&n.seen.lossy, false)
+			s.model.settle(t, n)
+			harness.Eventually(t, limit, "as many goroutines as before", func() error {
+				if now := n.size(t); now.goroutines > before.goroutines+30 {
+					return fmt.Errorf("%+v, before %+v", now, before)
+				}
+				return nil
+			})
+			n.seen.set(&n.seen.down, true)
+		})
+	}
+}
+
+func (n *node) touchCorefile(t *testing.T, i int) {
+	t.Helper()
+	f, err := os.OpenFile(n.corefile, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = fmt.Fprintf(f, "# change %d\n", i); err != nil {
+		t.Error(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// tcp is a client over TCP that behaves as it likes until ctx ends or the
+// server has had enough.
+func (n *node) tcp(t *testing.T, ctx context.Context, behave func(context.Context, net.Conn, []byte)) {
+	t.Helper()
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", n.dns)
+	if err != nil {
+		return // the limit of the server, or the end
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	q, err := new(dns.Msg).SetQuestion(owner(changing+5)+"."+zone+".", dns.TypeTXT).Pack()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	behave(ctx, c, append(binary.BigEndian.AppendUint16(nil, uint16(len(q))), q...)) //nolint:gosec // a short message
+}
+
+func idle(_ context.Context, c net.Conn, _ []byte) { _, _ = io.Copy(io.Discard, c) }
+
+func octetByOctet(ctx context.Context, c net.Conn, q []byte) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for i := range q {
+		if _, err := c.Write(q[i : i+1]); err != nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func neverReads(_ context.Context, c net.Conn, q []byte) {
+	for {
+		if _, err := c.Write(q); err != nil {
+			return
+		}
+	}
+}
+
+// flood sends questions as fast as it can and looks at no answer.
+func (n *node) flood(t *testing.T, d time.Duration) (sent, got int64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	const sockets = 4
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for range sockets {
+		c, err := net.Dial("udp", n.dns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Go(func() {
+			buf, k := make([]byte, 2048), int64(0)
+			for {
+				if _, err := c.Read(buf); err != nil {
+					break // closed
+				}
+				k++
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			got += k
+		})
+		all.Go(func() {
+			defer c.Close()
+			k := int64(0)
+			for ctx.Err() == nil {
+				q, err := new(dns.Msg).SetQuestion(owner(rand.N(names))+"."+zone+".", dns.TypeTXT).Pack()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for range 64 {
+					if _, err := c.Write(q); err == nil {
+						k++
+					}
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			sent += k
+		})
+	}
+	all.Wait()
+	return sent, got
+}
