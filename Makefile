@@ -6,6 +6,7 @@ SHELL := /bin/sh
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 20s
+FAULT ?= 30s
 BENCH ?= .
 BENCHCOUNT ?= 1
 BENCHTIME ?= 1s
@@ -22,7 +23,7 @@ TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_protodeps := ./protodeps
 GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc)
 
-.PHONY: help build run test race e2e fuzz bench bench-peers lint fmt generate generate-check tidy-check stock-build clean
+.PHONY: help build run test race e2e robustness fuzz bench bench-peers lint fmt generate generate-check tidy-check stock-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +43,9 @@ race: ## run all tests under the race detector
 
 e2e: ## run the end-to-end tests only: separate processes on loopback
 	go test -count=1 -v ./test/...
+
+robustness: ## take etcd, network, disk and clients away from DNS nodes, each for FAULT (30s)
+	go test -count=1 -timeout 2h -v ./test/robustness -fault $(FAULT)
 
 fuzz: ## run every fuzz target in turn, each for FUZZTIME (20s)
 	@tools/fuzz.sh $(FUZZTIME)

@@ -144,7 +144,7 @@ func (n *node) tcp(t *testing.T, ctx context.Context, behave func(context.Contex
 		t.Error(err)
 		return
 	}
-	behave(ctx, c, append(binary.BigEndian.AppendUint16(nil, uint16(len(q))), q...)) //nolint:gosec // a short message
+	behave(ctx, c, append(binary.BigEndian.AppendUint16(nil, uint16(len(q))), q...))
 }
 
 func idle(_ context.Context, c net.Conn, _ []byte) { _, _ = io.Copy(io.Discard, c) }

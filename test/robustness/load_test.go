@@ -46,7 +46,11 @@ func newSeen(n *node) *seen { return &seen{node: n} }
 func (s *seen) raise(i int, v uint64) { raise(&s.floors[i], v) }
 
 func raise(floor *atomic.Uint64, v uint64) {
-	for old := floor.Load(); v > old && !floor.CompareAndSwap(old, v); old = floor.Load() {
+	for {
+		old := floor.Load()
+		if v <= old || floor.CompareAndSwap(old, v) {
+			return
+		}
 	}
 }
 

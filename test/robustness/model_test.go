@@ -62,7 +62,7 @@ func owner(i int) string { return fmt.Sprintf("selector1-d%d._domainkey", i) }
 func keyOf(i int, v uint64) []byte {
 	key := make([]byte, 32)
 	binary.BigEndian.PutUint64(key, v)
-	binary.BigEndian.PutUint64(key[8:], uint64(i)) //nolint:gosec // an index
+	binary.BigEndian.PutUint64(key[8:], uint64(i))
 	binary.BigEndian.PutUint64(key[16:], ^v)
 	return key
 }
@@ -73,7 +73,7 @@ func versionOf(i int, key []byte) (uint64, error) {
 		return 0, fmt.Errorf("a key of %d octets", len(key))
 	}
 	v := binary.BigEndian.Uint64(key)
-	if got := binary.BigEndian.Uint64(key[8:]); got != uint64(i) || binary.BigEndian.Uint64(key[16:]) != ^v { //nolint:gosec // an index
+	if got := binary.BigEndian.Uint64(key[8:]); got != uint64(i) || binary.BigEndian.Uint64(key[16:]) != ^v {
 		return 0, fmt.Errorf("key %x, which is of name %d", key, got)
 	}
 	return v, nil
@@ -257,8 +257,10 @@ func (m *model) waitServed(t *testing.T, nodes ...*node) {
 				case !found:
 					continue
 				}
-				if v, err := versionOf(i, got); err != nil || v != current {
-					return fmt.Errorf("%s has version %d, %v; want %d", owner(i), v, err, current)
+				if v, err := versionOf(i, got); err != nil {
+					return err
+				} else if v != current {
+					return fmt.Errorf("%s has version %d, want %d", owner(i), v, current)
 				}
 			}
 			return nil
