@@ -23,7 +23,7 @@ TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_protodeps := ./protodeps
 GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc)
 
-.PHONY: help build run test race e2e robustness fuzz bench bench-peers lint fmt generate generate-check tidy-check stock-build clean
+.PHONY: help build run test race e2e interop robustness fuzz bench bench-peers lint fmt generate generate-check tidy-check stock-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,10 @@ race: ## run all tests under the race detector
 
 e2e: ## run the end-to-end tests only: separate processes on loopback
 	go test -count=1 -v ./test/...
+
+interop: ## run the nodes with BIND, Knot and NSD as secondaries; Debian, installs them as root
+	@command -v named >/dev/null && command -v knotd >/dev/null && command -v nsd >/dev/null || apt-get install -y bind9 knot nsd
+	go test -tags interop -count=1 -v ./test/interop
 
 robustness: ## take etcd, network, disk and clients away from DNS nodes, each for FAULT (30s)
 	go test -count=1 -timeout 2h -v ./test/robustness -fault $(FAULT)
