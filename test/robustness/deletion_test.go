@@ -53,7 +53,7 @@ func TestMassDeletion(t *testing.T) {
 	t.Run("of the zone object", func(t *testing.T) {
 		s.model.do(t, "delete the zone object", clientv3.OpDelete(schema.ApexKey(zone)))
 		s.checkHeld(t, n, 1, 3)
-		s.model.putZone(t, newZone())
+		operate(t, "zone", "create", zone, "--name-server", "ns1."+zone+"=192.0.2.53")
 		n.waitState(t, "synced")
 		s.model.settle(t, n)
 		n.waitMetric(t, held, func(v float64) bool { return v == 0 })
