@@ -126,6 +126,7 @@ guardian=no
 write-pid=no
 disable-syslog=yes
 loglevel=3
+any-to-tcp=no
 security-poll-suffix=
 `
 

@@ -61,7 +61,11 @@ func table(records int, o options, results []result, l listing) string {
 		}
 		return fmt.Sprintf("%.2f", cpu/base[name])
 	}
-	fmt.Fprintf(&b, "%d records, %d rounds of %d s; medians, with the least and the greatest value.\n\n", records, o.rounds, o.seconds)
+	rounds := "one round"
+	if o.rounds > 1 {
+		rounds = fmt.Sprintf("%d rounds", o.rounds)
+	}
+	fmt.Fprintf(&b, "%d records, %s of %d s; medians, with the least and the greatest value if there are several.\n\n", records, rounds, o.seconds)
 	b.WriteString("| server | CPU µs/query | ÷ CoreDNS file | ÷ bare map | queries/s | latency ms | resident MiB | peak MiB | first answer s |\n")
 	b.WriteString("|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range results {
