@@ -13,6 +13,8 @@ BENCHTIME ?= 1s
 RECORDS ?= 200000
 ROUNDS ?= 3
 BENCHDOC ?=
+QUERIES ?= 10000
+SEED ?= 1
 
 TOOLS := bin/tools
 TOOL_benchstat := golang.org/x/perf/cmd/benchstat
@@ -44,8 +46,9 @@ race: ## run all tests under the race detector
 e2e: ## run the end-to-end tests only: separate processes on loopback
 	go test -count=1 -v ./test/...
 
-interop: ## run the nodes with BIND, Knot and NSD as secondaries; Debian, installs them as root
+interop: ## compare our replies with those of other name servers, and have them as secondaries; Debian, installs them as root
 	@command -v named >/dev/null && command -v knotd >/dev/null && command -v nsd >/dev/null || apt-get install -y bind9 knot nsd
+	go run ./test/interop/differential -queries $(QUERIES) -seed $(SEED)
 	go test -tags interop -count=1 -v ./test/interop
 
 robustness: ## take etcd, network, disk and clients away from DNS nodes, each for FAULT (30s)
