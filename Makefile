@@ -47,8 +47,8 @@ e2e: ## run the end-to-end tests only: separate processes on loopback
 	go test -count=1 -v ./test/...
 
 interop: ## compare our replies with those of other name servers, and have them as secondaries; Debian, installs them as root
-	@command -v named >/dev/null && command -v knotd >/dev/null && command -v nsd >/dev/null || apt-get install -y bind9 knot nsd
 	go run ./test/interop/differential -queries $(QUERIES) -seed $(SEED)
+	@command -v named >/dev/null && command -v knotd >/dev/null && command -v nsd >/dev/null || apt-get install -y bind9 knot nsd
 	go test -tags interop -count=1 -v ./test/interop
 
 robustness: ## take etcd, network, disk and clients away from DNS nodes, each for FAULT (30s)
