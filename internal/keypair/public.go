@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"slices"
 	"strings"
 
@@ -71,6 +72,26 @@ func ParsePublicKey(data []byte) (PublicKey, error) {
 		return PublicKey{}, invalid(ReasonBadEncoding)
 	}
 	return parseOctets(octets)
+}
+
+// RefusePrivate returns the *InvalidError with which ParsePublicKey refuses data because it is a private key, and nil for
+// anything else, good or not. It is for those who leave the rest of the judgement to others, and costs less.
+func RefusePrivate(data []byte) error {
+	text := bytes.TrimSpace(data)
+	if isPrivate(data) {
+		return invalid(ReasonPrivateKey)
+	}
+	if octets, err := base64.StdEncoding.DecodeString(string(text)); err == nil {
+		if isPrivate(octets) {
+			return invalid(ReasonPrivateKey)
+		}
+		return nil
+	}
+	_, err := ParsePublicKey(data)
+	if e, ok := errors.AsType[*InvalidError](err); ok && e.Reason == ReasonPrivateKey {
+		return err
+	}
+	return nil
 }
 
 func parsePEM(text []byte) (PublicKey, error) {

@@ -388,3 +388,51 @@ func FuzzParsePublicKey(f *testing.F) {
 		}
 	})
 }
+
+// RefusePrivate refuses what ParsePublicKey refuses as a private key, and nothing else.
+func TestRefusePrivate(t *testing.T) {
+	rsaKey, edKey := pair(t, keypair.RSA2048), pair(t, keypair.Ed25519)
+	_, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsaPrivate, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsaDER, err := x509.MarshalPKCS8PrivateKey(rsaPrivate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b64 := base64.StdEncoding.EncodeToString
+	for _, tt := range []struct {
+		name, in string
+		private  bool
+	}{
+		{"ed25519", b64(der), true},
+		{"rsa", b64(rsaDER), true},
+		{"rsa in lines", b64(rsaDER)[:64] + "\n" + b64(rsaDER)[64:], true},
+		{"label", "x -----begin rsa Private Key-----", true},
+		{"in a record", "v=DKIM1; k=ed25519; p=" + b64(der), true},
+		{"public", b64(rsaKey.Public().Octets), false},
+		{"record", record(edKey.Public()), false},
+		{"nothing", "", false},
+		{"nonsense", "nonsense!", false},
+		{"words cut short", "PRIVATE KE", false},
+		{"other words", "RIVATE KEY private key", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := keypair.RefusePrivate([]byte(tt.in))
+			if got := err != nil; got != tt.private {
+				t.Fatalf("%v, want refused: %t", err, tt.private)
+			}
+			if tt.private && reasonOf(t, err) != keypair.ReasonPrivateKey {
+				t.Errorf("reason %q", reasonOf(t, err))
+			}
+		})
+	}
+}
