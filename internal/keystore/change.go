@@ -106,85 +106,130 @@ func (s *Store) commit(ctx context.Context, c Change, d Domain, cmps []clientv3.
 	if err != nil {
 		return Domain{}, false, err
 	}
-	value, err := d.marshal()
+	p, err := planChange(c, d, shadows)
 	if err != nil {
 		return Domain{}, false, err
 	}
-	own, err := claim{brand: d.Brand, domain: d.Name}.marshal()
-	if err != nil {
-		return Domain{}, false, fmt.Errorf("claim of %s: %w", d.Name, err)
+	zone, brandKey, apexKey := string(d.Zone), schema.BrandKey(d.Brand), schema.ApexKey(string(d.Zone))
+	for key, revision := range p.unchanged {
+		cmps = append(cmps, unchanged(key, revision))
 	}
-
-	zone, domainKey := string(d.Zone), schema.DomainKey(d.Brand, string(d.Name))
-	brandKey, apexKey := schema.BrandKey(d.Brand), schema.ApexKey(zone)
-	cmps = append(cmps, unchanged(domainKey, d.Revision), present(apexKey))
-	reads := []clientv3.Op{clientv3.OpGet(domainKey), clientv3.OpGet(brandKey), clientv3.OpGet(apexKey)}
-	ops := []clientv3.Op{clientv3.OpPut(domainKey, string(value)), touchApex(zone)}
-
-	if d.Revision == 0 {
-		ops = append(ops, clientv3.OpPut(schema.LabelKey(zone, string(d.HostLabel)), string(own)))
+	cmps = append(cmps, present(apexKey))
+	reads := []clientv3.Op{clientv3.OpGet(p.domainKey), clientv3.OpGet(brandKey), clientv3.OpGet(apexKey)}
+	fixed := len(reads) // reads[fixed+i] is of p.fresh[i]'s fingerprint
+	for _, f := range p.fresh {
+		reads = append(reads, clientv3.OpGet(schema.FingerprintKey(zone, f.Key.Fingerprint[:])))
 	}
-	for l, cl := range shadows {
-		key := schema.LabelKey(zone, string(l))
-		cmps = append(cmps, unchanged(key, cl.revision))
-		if cl.revision == 0 || !cl.deleteTime.IsZero() {
-			ops = append(ops, clientv3.OpPut(key, string(own)))
-		}
-	}
-
-	var fresh []Publication // reads[len(fixed)+i] is of fresh[i]'s fingerprint
-	fixed := len(reads)
-	for _, k := range c.Withdraw {
-		recordKey, err := recordKey(d, k.Selector)
-		if err != nil {
-			return Domain{}, false, err
-		}
-		ops = append(ops,
-			clientv3.OpDelete(recordKey),
-			clientv3.OpDelete(schema.FingerprintKey(zone, k.Fingerprint[:])),
-			clientv3.OpDelete(schema.SealedKeyKey(d.Brand, string(d.Name), k.ID)))
-	}
-	if len(c.Withdraw) > 0 {
-		tombstone, err := claim{brand: d.Brand, domain: d.Name, deleteTime: d.UpdateTime}.marshal()
-		if err != nil {
-			return Domain{}, false, fmt.Errorf("tombstone of %s: %w", d.Name, err)
-		}
-		for _, l := range released(c.Withdraw, d) {
-			ops = append(ops, clientv3.OpPut(schema.LabelKey(zone, string(l)), string(tombstone)))
-		}
-	}
-	for _, p := range c.Publish {
-		record, err := p.Record.Marshal()
-		if err != nil {
-			return Domain{}, false, fmt.Errorf("record of %s: %w", d.Name, err)
-		}
-		recordKey, err := recordKey(d, p.Key.Selector)
-		if err != nil {
-			return Domain{}, false, err
-		}
-		ops = append(ops, clientv3.OpPut(recordKey, string(record)))
-		if p.New {
-			fingerprintKey := schema.FingerprintKey(zone, p.Key.Fingerprint[:])
-			fresh = append(fresh, p)
-			cmps = append(cmps, absent(recordKey), absent(fingerprintKey))
-			reads = append(reads, clientv3.OpGet(fingerprintKey))
-			ops = append(ops, clientv3.OpPut(fingerprintKey, string(p.Key.Selector)+"."+string(d.Name)))
-		}
-		if p.Sealed != nil {
-			ops = append(ops, clientv3.OpPut(schema.SealedKeyKey(d.Brand, string(d.Name), p.Key.ID), string(p.Sealed)))
-		}
-	}
-
-	resp, err := s.txn(ctx, cmps, ops, reads)
+	resp, err := s.txn(ctx, cmps, append(p.ops, touchApex(zone)), reads)
 	if err != nil {
 		return Domain{}, false, err
 	}
 	if resp.Succeeded {
-		d, err = domainFrom(&mvccpb.KeyValue{Key: []byte(domainKey), Value: value, ModRevision: resp.Header.Revision})
+		d, err = p.stored(resp.Header.Revision)
 		return d, false, err
 	}
-	again, err = why(resp, d, fixed, fresh)
+	again, err = why(resp, d, fixed, p.fresh)
 	return Domain{}, again, err
+}
+
+// plan is the part of a transaction that is one domain's. What domains share,
+// the brand's comparison and the touch of the apex, is not in it.
+type plan struct {
+	domainKey string
+	value     []byte           // of domainKey
+	unchanged map[string]int64 // keys with the mod_revision they must still have, 0: absent
+	ops       []clientv3.Op
+	fresh     []Publication // new ones
+}
+
+// planChange plans c. d is c.Domain with its host label, shadows are the claims
+// that its new selectors rest on.
+func planChange(c Change, d Domain, shadows map[dnsname.HostLabel]claim) (plan, error) {
+	value, err := d.marshal()
+	if err != nil {
+		return plan{}, err
+	}
+	own, err := claim{brand: d.Brand, domain: d.Name}.marshal()
+	if err != nil {
+		return plan{}, fmt.Errorf("claim of %s: %w", d.Name, err)
+	}
+	zone := string(d.Zone)
+	p := plan{domainKey: schema.DomainKey(d.Brand, string(d.Name)), value: value, unchanged: make(map[string]int64)}
+	p.unchanged[p.domainKey] = d.Revision
+	p.put(p.domainKey, value)
+	if d.Revision == 0 {
+		p.put(schema.LabelKey(zone, string(d.HostLabel)), own)
+	}
+	for l, cl := range shadows {
+		key := schema.LabelKey(zone, string(l))
+		p.unchanged[key] = cl.revision
+		if cl.revision == 0 || !cl.deleteTime.IsZero() {
+			p.put(key, own)
+		}
+	}
+	if err := p.withdraw(c, d); err != nil {
+		return plan{}, err
+	}
+	return p, p.publish(c, d)
+}
+
+func (p *plan) put(key string, value []byte) {
+	p.ops = append(p.ops, clientv3.OpPut(key, string(value)))
+}
+
+func (p *plan) withdraw(c Change, d Domain) error {
+	if len(c.Withdraw) == 0 {
+		return nil
+	}
+	zone := string(d.Zone)
+	for _, k := range c.Withdraw {
+		recordKey, err := recordKey(d, k.Selector)
+		if err != nil {
+			return err
+		}
+		p.ops = append(p.ops,
+			clientv3.OpDelete(recordKey),
+			clientv3.OpDelete(schema.FingerprintKey(zone, k.Fingerprint[:])),
+			clientv3.OpDelete(schema.SealedKeyKey(d.Brand, string(d.Name), k.ID)))
+	}
+	tombstone, err := claim{brand: d.Brand, domain: d.Name, deleteTime: d.UpdateTime}.marshal()
+	if err != nil {
+		return fmt.Errorf("tombstone of %s: %w", d.Name, err)
+	}
+	for _, l := range released(c.Withdraw, d) {
+		p.put(schema.LabelKey(zone, string(l)), tombstone)
+	}
+	return nil
+}
+
+func (p *plan) publish(c Change, d Domain) error {
+	zone := string(d.Zone)
+	for _, pub := range c.Publish {
+		record, err := pub.Record.Marshal()
+		if err != nil {
+			return fmt.Errorf("record of %s: %w", d.Name, err)
+		}
+		recordKey, err := recordKey(d, pub.Key.Selector)
+		if err != nil {
+			return err
+		}
+		p.put(recordKey, record)
+		if pub.New {
+			fingerprintKey := schema.FingerprintKey(zone, pub.Key.Fingerprint[:])
+			p.fresh = append(p.fresh, pub)
+			p.unchanged[recordKey], p.unchanged[fingerprintKey] = 0, 0
+			p.put(fingerprintKey, []byte(string(pub.Key.Selector)+"."+string(d.Name)))
+		}
+		if pub.Sealed != nil {
+			p.put(schema.SealedKeyKey(d.Brand, string(d.Name), pub.Key.ID), pub.Sealed)
+		}
+	}
+	return nil
+}
+
+// stored is the domain as it stands after the transaction.
+func (p *plan) stored(revision int64) (Domain, error) {
+	return domainFrom(&mvccpb.KeyValue{Key: []byte(p.domainKey), Value: p.value, ModRevision: revision})
 }
 
 // why tells what made the transaction of a change fail.

@@ -35,7 +35,7 @@ type Client interface {
 func Run(t *testing.T, open func(t *testing.T) Client) {
 	t.Helper()
 	for _, group := range []map[string]func(*testing.T, *env){
-		zoneTests, brandTests, domainTests, claimTests, raceTests, watchTests,
+		zoneTests, brandTests, domainTests, claimTests, raceTests, batchTests, watchTests,
 	} {
 		for _, name := range slices.Sorted(maps.Keys(group)) {
 			t.Run(name, func(t *testing.T) {
