@@ -33,6 +33,7 @@ var table = map[string][]authn.Role{
 	keyManagement + "ListKeys":            {authn.Admin},
 	keyManagement + "GetKey":              {authn.Admin},
 	keyManagement + "PublishKey":          {authn.Admin},
+	keyManagement + "BatchPublishKeys":    {authn.Admin},
 	keyManagement + "DeleteKey":           {authn.Admin},
 
 	"/grpc.health.v1.Health/Check": {authn.Admin},

@@ -58,10 +58,7 @@ func (r *run) completeArguments(c *cobra.Command, args []string, prefix string) 
 	case "ZONE":
 		return r.completeZones(c.Context(), prefix)
 	case "BRAND":
-		return r.offer(c.Context(), prefix, func(ctx context.Context, api dkimv1.KeyManagementClient) ([]string, error) {
-			resp, err := call(ctx, r, api.ListBrands, &dkimv1.ListBrandsRequest{PageSize: 1000})
-			return lastParts(resp.GetBrands()), err
-		})
+		return r.completeBrands(c.Context(), prefix)
 	case "DOMAIN":
 		return r.completeDomains(c.Context(), args[0], prefix)
 	case "SELECTOR":
@@ -81,6 +78,13 @@ func (r *run) completeZones(ctx context.Context, prefix string) ([]string, cobra
 	return r.offer(ctx, prefix, func(ctx context.Context, api dkimv1.KeyManagementClient) ([]string, error) {
 		resp, err := call(ctx, r, api.ListZones, &dkimv1.ListZonesRequest{PageSize: maxCompletions})
 		return lastParts(resp.GetZones()), err
+	})
+}
+
+func (r *run) completeBrands(ctx context.Context, prefix string) ([]string, cobra.ShellCompDirective) {
+	return r.offer(ctx, prefix, func(ctx context.Context, api dkimv1.KeyManagementClient) ([]string, error) {
+		resp, err := call(ctx, r, api.ListBrands, &dkimv1.ListBrandsRequest{PageSize: 1000})
+		return lastParts(resp.GetBrands()), err
 	})
 }
 

@@ -9,15 +9,17 @@ import (
 	"strings"
 )
 
-// syncEvery is how many lines a power cut may take back at most.
-const syncEvery = 100
+// syncLines is how many lines a power cut may take back at most, unless a
+// journal says something else.
+const syncLines = 100
 
 // journal is the file that keeps which lines of another are done, so that an
 // interrupted run can go on. Its first line says what was done with them.
 type journal struct {
-	file    *os.File
-	done    map[string]bool
-	pending int // lines not yet synced
+	file      *os.File
+	done      map[string]bool
+	syncEvery int
+	pending   int // lines not yet synced
 }
 
 // openJournal opens or creates the file. title stands for all that the done
@@ -27,7 +29,7 @@ func openJournal(path, title string) (*journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot keep what is done: %w", err)
 	}
-	j := &journal{file: f, done: make(map[string]bool)}
+	j := &journal{file: f, done: make(map[string]bool), syncEvery: syncLines}
 	if err := j.load(path, title); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -54,25 +56,34 @@ func (j *journal) load(path, title string) error {
 		return fmt.Errorf("read what is done: %w", err)
 	}
 	if !found {
-		return j.write(title)
+		return j.write(title + "\n")
 	}
 	return nil
 }
 
 // add keeps that a line is done.
 func (j *journal) add(text string) error {
+	j.done[text] = true
+	return j.addLines(text+"\n", 1)
+}
+
+// addLines keeps n lines, without a place in done: memory is for those that an
+// earlier run has done.
+func (j *journal) addLines(text string, n int) error {
+	if n == 0 {
+		return nil
+	}
 	if err := j.write(text); err != nil {
 		return err
 	}
-	j.done[text] = true
-	if j.pending++; j.pending < syncEvery {
+	if j.pending += n; j.pending < j.syncEvery {
 		return nil
 	}
 	return j.sync()
 }
 
 func (j *journal) write(text string) error {
-	if _, err := j.file.WriteString(text + "\n"); err != nil {
+	if _, err := j.file.WriteString(text); err != nil {
 		return fmt.Errorf("keep what is done: %w", err)
 	}
 	return nil

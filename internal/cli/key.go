@@ -86,19 +86,33 @@ func (r *run) keyPage(ctx context.Context, api dkimv1.KeyManagementClient, domai
 	return call(ctx, r, api.ListKeys, &dkimv1.ListKeysRequest{Parent: domain, PageSize: pageSize, PageToken: token})
 }
 
+const publishHelp = `Publishes the public half of a key made elsewhere in a selector of its own. The domain is created if it is not there. The file
+of --public-key-file holds a PEM block ("PUBLIC KEY" or "RSA PUBLIC KEY"), the base64 of p=, or a whole DKIM record. A
+private key is refused before anything is sent. Publishing the same key again may change its TTL.
+
+With --brand and --from-file it publishes all keys of a file, any number of them, many at a time: on each line a domain, a
+selector and the base64 of a public key or a whole DKIM record, with a tab between them; lines that begin with # are comment.
+It can be interrupted and run again: what is done stands in FILE.done and is not done again. When all are done, FILE.done is
+removed. Lines that cannot be done are reported at the end, and the exit status is 1. With -o json or yaml the results are
+printed, in the order in which they got ready: the name of each key and its owner name, which is the target of the CNAME.`
+
 func (r *run) keyPublish() *cobra.Command {
 	var file string
 	var w waiting
+	var job keyJob
 	req := &dkimv1.PublishKeyRequest{}
 	c := r.command(&cobra.Command{
-		Use:   "publish BRAND DOMAIN SELECTOR",
-		Short: "Publish the public half of a key made elsewhere",
-		Long: `Publishes the public half of a key made elsewhere in a selector of its own. The domain is created if it is not there. The file
-holds a PEM block ("PUBLIC KEY" or "RSA PUBLIC KEY"), the base64 of p=, or a whole DKIM record. A private key is refused
-before anything is sent. Publishing the same key again may change its TTL.`,
+		Use:   "publish [BRAND] [DOMAIN] [SELECTOR]",
+		Short: "Publish public keys made elsewhere, one or those in a file",
+		Long:  publishHelp,
 		Example: `  dkimctl key publish acme spamtrap.dk mailer --public-key-file mailer.pem
-  openssl pkey -in mailer.key -pubout | dkimctl key publish acme spamtrap.dk mailer --public-key-file - --ttl 300 --wait`,
+  openssl pkey -in mailer.key -pubout | dkimctl key publish acme spamtrap.dk mailer --public-key-file - --ttl 300 --wait
+  dkimctl key publish --brand acme --from-file keys.tsv --wait`,
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
+		if job.file != "" {
+			job.ttl, job.testing, job.waiting = req.GetTtlSeconds(), req.GetTesting(), w
+			return r.publishFile(ctx, api, job)
+		}
 		text, err := r.readPublicKey(file)
 		if err != nil {
 			return err
@@ -122,10 +136,38 @@ before anything is sent. Publishing the same key again may change its TTL.`,
 	c.Flags().StringVar(&file, "public-key-file", "", "`file` with the public key, - for standard input")
 	c.Flags().Int32Var(&req.TtlSeconds, "ttl", 0, "`seconds` a resolver may keep the record, 60 to 86400 (default the zone's)")
 	c.Flags().BoolVar(&req.Testing, "testing", false, "publish with t=y: verifiers treat the mail as unsigned")
-	noFiles(c, "ttl")
-	require(c, "public-key-file")
+	c.Flags().StringVar(&job.file, "from-file", "", "publish the keys in this `file`")
+	c.Flags().StringVar(&job.brand, "brand", "", "with --from-file: the `brand` of all its domains")
+	c.Flags().IntVar(&job.parallel, "parallel", defaultKeyParallel, "with --from-file: how many batches to send at the same time, 1 to 64")
+	noFiles(c, "ttl", "parallel")
+	complete(c, "brand", r.completeBrands)
 	w.define(c)
+	c.PreRunE = func(c *cobra.Command, args []string) error { return checkPublish(c, args, job) }
 	return c
+}
+
+// checkPublish sees to it that either one key is given or a file of them.
+func checkPublish(c *cobra.Command, args []string, job keyJob) error {
+	given := c.Flags().Changed
+	switch names, _ := arguments(c); {
+	case given("from-file") && len(args) > 0:
+		return usageError{fmt.Sprintf("%q: with --from-file no arguments are expected, --brand says whose keys they are", args[0])}
+	case given("from-file") && job.file == "":
+		return usageError{"--from-file names no file"}
+	case given("from-file") && given("public-key-file"):
+		return usageError{"give --public-key-file or --from-file, not both"}
+	case given("from-file") && job.brand == "":
+		return usageError{"--brand is missing"}
+	case !given("from-file") && (given("brand") || given("parallel")):
+		return usageError{"--brand and --parallel are for --from-file"}
+	case job.parallel < 1 || job.parallel > maxParallel:
+		return usageError{"--parallel takes 1 to 64"}
+	case !given("from-file") && len(args) < len(names):
+		return usageError{strings.Join(names[len(args):], " and ") + " is missing"}
+	case !given("from-file") && !given("public-key-file"):
+		return usageError{`required flag(s) "public-key-file" not set`}
+	}
+	return nil
 }
 
 // readPublicKey reads a file and makes sure that there is nothing in it but one

@@ -50,14 +50,18 @@ func newBar(w io.Writer, total int, what string) *progressbar.ProgressBar {
 	)
 }
 
-func (p *progress) step() {
+func (p *progress) step() { p.add(1) }
+
+// add is n steps at once.
+func (p *progress) add(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.done++
+	before := p.done
+	p.done += n
 	switch {
 	case p.bar != nil:
-		_ = p.bar.Add(1) // a bar that cannot be drawn is no failure
-	case p.plain != nil && p.done%p.every == 0 && p.done < p.total:
+		_ = p.bar.Add(n) // a bar that cannot be drawn is no failure
+	case p.plain != nil && p.done/p.every > before/p.every && p.done < p.total:
 		_, _ = fmt.Fprintf(p.plain, "%d of %d %s\n", p.done, p.total, p.what)
 	}
 }

@@ -125,6 +125,9 @@ func (f *fixture) everyMethod(t *testing.T) []refusal {
 		{name: "ListKeys", call: calling(api.ListKeys, &dkimv1.ListKeysRequest{Parent: d.GetName()})},
 		{name: "GetKey", call: calling(api.GetKey, &dkimv1.GetKeyRequest{Name: k.GetName()})},
 		{name: "PublishKey", call: calling(publishKey, &dkimv1.PublishKeyRequest{Parent: d.GetName(), Selector: "new", PublicKey: newPublic(t)})},
+		{name: "BatchPublishKeys", call: calling(api.BatchPublishKeys, &dkimv1.BatchPublishKeysRequest{Parent: "brands/acme", Requests: []*dkimv1.PublishKeyRequest{
+			{Parent: d.GetName(), Selector: "batched", PublicKey: newPublic(t)},
+		}})},
 		{name: "DeleteKey", call: calling(api.DeleteKey, &dkimv1.DeleteKeyRequest{Name: k.GetName()})},
 	}
 	if n, want := len(all), len(documented(t)); n != want {

@@ -111,76 +111,102 @@ func recordOf(k keystore.Key, records map[dnsname.Selector]schema.PublicRecord) 
 	return &r
 }
 
-// PublishKey implements dkim.v1.KeyManagement.
-func (s *Service) PublishKey(ctx context.Context, req *dkimv1.PublishKeyRequest) (*dkimv1.Key, error) {
+// publishing is a checked request to publish a key.
+type publishing struct {
+	name     domainName
+	selector dnsname.Selector
+	public   keypair.PublicKey
+	ttl      int32 // 0: none given
+	testing  bool
+}
+
+func parsePublishing(req *dkimv1.PublishKeyRequest) (publishing, error) {
 	n, err := parseDomainName("parent", req.GetParent())
 	if err != nil {
-		return nil, err
+		return publishing{}, err
 	}
 	sel, err := parseSelector("selector", req.GetSelector(), n.domain)
 	if err != nil {
-		return nil, err
+		return publishing{}, err
 	}
 	public, err := keypair.ParsePublicKey([]byte(req.GetPublicKey()))
 	if err != nil {
-		return nil, publicKeyFailure("public_key", err)
+		return publishing{}, publicKeyFailure("public_key", err)
 	}
-	if _, err := parseTTL(req.GetTtlSeconds(), 0); err != nil {
-		return nil, err
-	}
-	zone, err := s.zoneOfBrand(ctx, n.brand)
+	_, err = parseTTL(req.GetTtlSeconds(), 0)
+	return publishing{n, sel, public, req.GetTtlSeconds(), req.GetTesting()}, err
+}
+
+// PublishKey implements dkim.v1.KeyManagement.
+func (s *Service) PublishKey(ctx context.Context, req *dkimv1.PublishKeyRequest) (*dkimv1.Key, error) {
+	p, err := parsePublishing(req)
 	if err != nil {
 		return nil, err
 	}
-	record := s.record(public, zone.RecordTTL, req.GetTesting())
-	d, err := s.changeDomain(ctx, n, zone, func(d keystore.Domain) (*keystore.Change, error) {
-		if k := d.KeyIn(sel); k != nil {
-			return s.republish(d, *k, public, req)
-		}
-		if d.Selector(sel) != nil {
-			return nil, selectorInUse(&d, &keystore.Key{Key: rotation.Key{Selector: sel, Custody: rotation.Service}})
-		}
-		ttl, err := parseTTL(req.GetTtlSeconds(), zone.RecordTTL)
-		if err != nil {
-			return nil, err
-		}
-		record.TTL = ttl
-		now := s.now()
-		k := keystore.Key{
-			Key: rotation.Key{
-				ID: newKeyID(), Selector: sel, Algorithm: public.Algorithm, State: rotation.Active, Custody: rotation.PublicOnly,
-				PrepareTime: now, ActivateTime: now,
-			},
-			TTL: ttl, Testing: req.GetTesting(), Fingerprint: fingerprint(public),
-		}
-		d.Keys = append(slices.Clone(d.Keys), k)
-		return &keystore.Change{Domain: d, Publish: []keystore.Publication{{Key: k, Record: record, New: true}}}, nil
-	})
+	zone, err := s.zoneOfBrand(ctx, p.name.brand)
 	if err != nil {
 		return nil, err
 	}
-	k := d.KeyIn(sel)
-	record.TTL, record.Testing = k.TTL, k.Testing
+	d, err := s.publish(ctx, p, zone)
+	if err != nil {
+		return nil, err
+	}
+	k := d.KeyIn(p.selector)
+	record := s.record(p.public, k.TTL, k.Testing)
 	return keyMessage(d, *k, &record)
 }
 
-// republish is the change for a selector that holds a key already: nothing or,
-// for the same key, another TTL or test flag.
-func (s *Service) republish(d keystore.Domain, k keystore.Key, public keypair.PublicKey, req *dkimv1.PublishKeyRequest) (*keystore.Change, error) {
-	if k.Custody != rotation.PublicOnly || k.Fingerprint != fingerprint(public) {
-		return nil, selectorInUse(&d, &k)
+func (s *Service) publish(ctx context.Context, p publishing, zone keystore.Zone) (keystore.Domain, error) {
+	return s.changeDomain(ctx, p.name, zone, func(d keystore.Domain) (*keystore.Change, error) {
+		change := &keystore.Change{Domain: d}
+		if err := s.addPublication(change, p, zone); err != nil || len(change.Publish) == 0 {
+			return nil, err
+		}
+		return change, nil
+	})
+}
+
+// addPublication adds to a change what p asks for: a new key, or for a selector
+// that holds the same key already another TTL or test flag, or nothing.
+func (s *Service) addPublication(c *keystore.Change, p publishing, zone keystore.Zone) error {
+	held := c.Domain.KeyIn(p.selector)
+	if held != nil && (held.Custody != rotation.PublicOnly || held.Fingerprint != fingerprint(p.public)) {
+		return selectorInUse(&c.Domain, held)
 	}
-	ttl, err := parseTTL(req.GetTtlSeconds(), k.TTL)
+	if held == nil && c.Domain.Selector(p.selector) != nil {
+		return selectorInUse(&c.Domain, &keystore.Key{Key: rotation.Key{Selector: p.selector, Custody: rotation.Service}})
+	}
+	preset := zone.RecordTTL
+	if held != nil {
+		preset = held.TTL
+	}
+	ttl, err := parseTTL(p.ttl, preset)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if ttl == k.TTL && req.GetTesting() == k.Testing {
-		return nil, nil
+	keys := slices.Clone(c.Domain.Keys)
+	var k keystore.Key
+	switch {
+	case held == nil:
+		now := s.now()
+		k = keystore.Key{
+			Key: rotation.Key{
+				ID: newKeyID(), Selector: p.selector, Algorithm: p.public.Algorithm, State: rotation.Active, Custody: rotation.PublicOnly,
+				PrepareTime: now, ActivateTime: now,
+			},
+			TTL: ttl, Testing: p.testing, Fingerprint: fingerprint(p.public),
+		}
+		keys = append(keys, k)
+	case ttl == held.TTL && p.testing == held.Testing:
+		return nil
+	default:
+		k = *held
+		k.TTL, k.Testing = ttl, p.testing
+		keys[slices.IndexFunc(keys, func(other keystore.Key) bool { return other.ID == k.ID })] = k
 	}
-	k.TTL, k.Testing = ttl, req.GetTesting()
-	d.Keys = slices.Clone(d.Keys)
-	*d.Key(k.ID) = k
-	return &keystore.Change{Domain: d, Publish: []keystore.Publication{{Key: k, Record: s.record(public, ttl, k.Testing)}}}, nil
+	c.Domain.Keys = keys
+	c.Publish = append(c.Publish, keystore.Publication{Key: k, Record: s.record(p.public, ttl, p.testing), New: held == nil})
+	return nil
 }
 
 // DeleteKey implements dkim.v1.KeyManagement.

@@ -8,6 +8,7 @@ package dkimv1
 
 import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
+	status "google.golang.org/genproto/googleapis/rpc/status"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	emptypb "google.golang.org/protobuf/types/known/emptypb"
@@ -1601,6 +1602,106 @@ func (x *PublishKeyRequest) GetTesting() bool {
 	return false
 }
 
+type BatchPublishKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `brands/{brand}`, the brand of all domains.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// At most 1000, and 1 MiB in all. A domain of another brand is refused with
+	// INVALID_ARGUMENT INVALID_NAME.
+	Requests      []*PublishKeyRequest `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchPublishKeysRequest) Reset() {
+	*x = BatchPublishKeysRequest{}
+	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchPublishKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchPublishKeysRequest) ProtoMessage() {}
+
+func (x *BatchPublishKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchPublishKeysRequest.ProtoReflect.Descriptor instead.
+func (*BatchPublishKeysRequest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *BatchPublishKeysRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *BatchPublishKeysRequest) GetRequests() []*PublishKeyRequest {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+type BatchPublishKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each request, in the same order.
+	Results       []*BatchPublishKeysResponse_Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchPublishKeysResponse) Reset() {
+	*x = BatchPublishKeysResponse{}
+	mi := &file_dkim_v1_key_management_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchPublishKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchPublishKeysResponse) ProtoMessage() {}
+
+func (x *BatchPublishKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_key_management_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchPublishKeysResponse.ProtoReflect.Descriptor instead.
+func (*BatchPublishKeysResponse) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *BatchPublishKeysResponse) GetResults() []*BatchPublishKeysResponse_Result {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
 type DeleteKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1612,7 +1713,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1725,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1738,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{28}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteKeyRequest) GetName() string {
@@ -1654,11 +1755,74 @@ func (x *DeleteKeyRequest) GetEtag() string {
 	return ""
 }
 
+type BatchPublishKeysResponse_Result struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why the key is not published; not set if it is.
+	Error *status.Status `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// Name of the published key.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Where its record stands, and the domain's CNAME for the selector points.
+	OwnerName     string `protobuf:"bytes,3,opt,name=owner_name,json=ownerName,proto3" json:"owner_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchPublishKeysResponse_Result) Reset() {
+	*x = BatchPublishKeysResponse_Result{}
+	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchPublishKeysResponse_Result) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchPublishKeysResponse_Result) ProtoMessage() {}
+
+func (x *BatchPublishKeysResponse_Result) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchPublishKeysResponse_Result.ProtoReflect.Descriptor instead.
+func (*BatchPublishKeysResponse_Result) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{29, 0}
+}
+
+func (x *BatchPublishKeysResponse_Result) GetError() *status.Status {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *BatchPublishKeysResponse_Result) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *BatchPublishKeysResponse_Result) GetOwnerName() string {
+	if x != nil {
+		return x.OwnerName
+	}
+	return ""
+}
+
 var File_dkim_v1_key_management_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\n" +
-	"\x1cdkim/v1/key_management.proto\x12\adkim.v1\x1a\x17dkim/v1/resources.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\"Y\n" +
+	"\x1cdkim/v1/key_management.proto\x12\adkim.v1\x1a\x17dkim/v1/resources.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\"Y\n" +
 	"\x11CreateZoneRequest\x12\x1c\n" +
 	"\azone_id\x18\x01 \x01(\tB\x03\xe0A\x02R\x06zoneId\x12&\n" +
 	"\x04zone\x18\x02 \x01(\v2\r.dkim.v1.ZoneB\x03\xe0A\x02R\x04zone\";\n" +
@@ -1772,11 +1936,22 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"public_key\x18\x03 \x01(\tB\x03\xe0A\x02R\tpublicKey\x12$\n" +
 	"\vttl_seconds\x18\x04 \x01(\x05B\x03\xe0A\x01R\n" +
 	"ttlSeconds\x12\x1d\n" +
-	"\atesting\x18\x05 \x01(\bB\x03\xe0A\x01R\atesting\"U\n" +
+	"\atesting\x18\x05 \x01(\bB\x03\xe0A\x01R\atesting\"\x86\x01\n" +
+	"\x17BatchPublishKeysRequest\x12.\n" +
+	"\x06parent\x18\x01 \x01(\tB\x16\xe0A\x02\xfaA\x10\n" +
+	"\x0edkimzone/BrandR\x06parent\x12;\n" +
+	"\brequests\x18\x02 \x03(\v2\x1a.dkim.v1.PublishKeyRequestB\x03\xe0A\x02R\brequests\"\xc3\x01\n" +
+	"\x18BatchPublishKeysResponse\x12B\n" +
+	"\aresults\x18\x01 \x03(\v2(.dkim.v1.BatchPublishKeysResponse.ResultR\aresults\x1ac\n" +
+	"\x06Result\x12(\n" +
+	"\x05error\x18\x01 \x01(\v2\x12.google.rpc.StatusR\x05error\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x1d\n" +
+	"\n" +
+	"owner_name\x18\x03 \x01(\tR\townerName\"U\n" +
 	"\x10DeleteKeyRequest\x12(\n" +
 	"\x04name\x18\x01 \x01(\tB\x14\xe0A\x02\xfaA\x0e\n" +
 	"\fdkimzone/KeyR\x04name\x12\x17\n" +
-	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\xee\f\n" +
+	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\xdb\r\n" +
 	"\rKeyManagement\x12H\n" +
 	"\n" +
 	"CreateZone\x12\x1a.dkim.v1.CreateZoneRequest\x1a\r.dkim.v1.Zone\"\x0f\xdaA\fzone,zone_id\x12:\n" +
@@ -1804,7 +1979,8 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\bListKeys\x12\x18.dkim.v1.ListKeysRequest\x1a\x19.dkim.v1.ListKeysResponse\"\t\xdaA\x06parent\x127\n" +
 	"\x06GetKey\x12\x16.dkim.v1.GetKeyRequest\x1a\f.dkim.v1.Key\"\a\xdaA\x04name\x12U\n" +
 	"\n" +
-	"PublishKey\x12\x1a.dkim.v1.PublishKeyRequest\x1a\f.dkim.v1.Key\"\x1d\xdaA\x1aparent,selector,public_key\x12@\n" +
+	"PublishKey\x12\x1a.dkim.v1.PublishKeyRequest\x1a\f.dkim.v1.Key\"\x1d\xdaA\x1aparent,selector,public_key\x12k\n" +
+	"\x10BatchPublishKeys\x12 .dkim.v1.BatchPublishKeysRequest\x1a!.dkim.v1.BatchPublishKeysResponse\"\x12\xdaA\x0fparent,requests\x12@\n" +
 	"\tDeleteKey\x12\x19.dkim.v1.DeleteKeyRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04nameB1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
 
 var (
@@ -1820,111 +1996,120 @@ func file_dkim_v1_key_management_proto_rawDescGZIP() []byte {
 }
 
 var file_dkim_v1_key_management_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dkim_v1_key_management_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_dkim_v1_key_management_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_dkim_v1_key_management_proto_goTypes = []any{
-	(WatchDomainsResponse_EventType)(0), // 0: dkim.v1.WatchDomainsResponse.EventType
-	(*CreateZoneRequest)(nil),           // 1: dkim.v1.CreateZoneRequest
-	(*GetZoneRequest)(nil),              // 2: dkim.v1.GetZoneRequest
-	(*ListZonesRequest)(nil),            // 3: dkim.v1.ListZonesRequest
-	(*ListZonesResponse)(nil),           // 4: dkim.v1.ListZonesResponse
-	(*UpdateZoneRequest)(nil),           // 5: dkim.v1.UpdateZoneRequest
-	(*DeleteZoneRequest)(nil),           // 6: dkim.v1.DeleteZoneRequest
-	(*AcceptZoneDeletionsRequest)(nil),  // 7: dkim.v1.AcceptZoneDeletionsRequest
-	(*ExportZoneRequest)(nil),           // 8: dkim.v1.ExportZoneRequest
-	(*ExportZoneResponse)(nil),          // 9: dkim.v1.ExportZoneResponse
-	(*CreateBrandRequest)(nil),          // 10: dkim.v1.CreateBrandRequest
-	(*GetBrandRequest)(nil),             // 11: dkim.v1.GetBrandRequest
-	(*ListBrandsRequest)(nil),           // 12: dkim.v1.ListBrandsRequest
-	(*ListBrandsResponse)(nil),          // 13: dkim.v1.ListBrandsResponse
-	(*UpdateBrandRequest)(nil),          // 14: dkim.v1.UpdateBrandRequest
-	(*DeleteBrandRequest)(nil),          // 15: dkim.v1.DeleteBrandRequest
-	(*ProvisionDomainRequest)(nil),      // 16: dkim.v1.ProvisionDomainRequest
-	(*SelectorSpec)(nil),                // 17: dkim.v1.SelectorSpec
-	(*GetDomainRequest)(nil),            // 18: dkim.v1.GetDomainRequest
-	(*ListDomainsRequest)(nil),          // 19: dkim.v1.ListDomainsRequest
-	(*ListDomainsResponse)(nil),         // 20: dkim.v1.ListDomainsResponse
-	(*DeleteDomainRequest)(nil),         // 21: dkim.v1.DeleteDomainRequest
-	(*RotateDomainRequest)(nil),         // 22: dkim.v1.RotateDomainRequest
-	(*WatchDomainsRequest)(nil),         // 23: dkim.v1.WatchDomainsRequest
-	(*WatchDomainsResponse)(nil),        // 24: dkim.v1.WatchDomainsResponse
-	(*ListKeysRequest)(nil),             // 25: dkim.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),            // 26: dkim.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),               // 27: dkim.v1.GetKeyRequest
-	(*PublishKeyRequest)(nil),           // 28: dkim.v1.PublishKeyRequest
-	(*DeleteKeyRequest)(nil),            // 29: dkim.v1.DeleteKeyRequest
-	(*Zone)(nil),                        // 30: dkim.v1.Zone
-	(*fieldmaskpb.FieldMask)(nil),       // 31: google.protobuf.FieldMask
-	(*Brand)(nil),                       // 32: dkim.v1.Brand
-	(KeyAlgorithm)(0),                   // 33: dkim.v1.KeyAlgorithm
-	(*Domain)(nil),                      // 34: dkim.v1.Domain
-	(*Key)(nil),                         // 35: dkim.v1.Key
-	(*emptypb.Empty)(nil),               // 36: google.protobuf.Empty
+	(WatchDomainsResponse_EventType)(0),     // 0: dkim.v1.WatchDomainsResponse.EventType
+	(*CreateZoneRequest)(nil),               // 1: dkim.v1.CreateZoneRequest
+	(*GetZoneRequest)(nil),                  // 2: dkim.v1.GetZoneRequest
+	(*ListZonesRequest)(nil),                // 3: dkim.v1.ListZonesRequest
+	(*ListZonesResponse)(nil),               // 4: dkim.v1.ListZonesResponse
+	(*UpdateZoneRequest)(nil),               // 5: dkim.v1.UpdateZoneRequest
+	(*DeleteZoneRequest)(nil),               // 6: dkim.v1.DeleteZoneRequest
+	(*AcceptZoneDeletionsRequest)(nil),      // 7: dkim.v1.AcceptZoneDeletionsRequest
+	(*ExportZoneRequest)(nil),               // 8: dkim.v1.ExportZoneRequest
+	(*ExportZoneResponse)(nil),              // 9: dkim.v1.ExportZoneResponse
+	(*CreateBrandRequest)(nil),              // 10: dkim.v1.CreateBrandRequest
+	(*GetBrandRequest)(nil),                 // 11: dkim.v1.GetBrandRequest
+	(*ListBrandsRequest)(nil),               // 12: dkim.v1.ListBrandsRequest
+	(*ListBrandsResponse)(nil),              // 13: dkim.v1.ListBrandsResponse
+	(*UpdateBrandRequest)(nil),              // 14: dkim.v1.UpdateBrandRequest
+	(*DeleteBrandRequest)(nil),              // 15: dkim.v1.DeleteBrandRequest
+	(*ProvisionDomainRequest)(nil),          // 16: dkim.v1.ProvisionDomainRequest
+	(*SelectorSpec)(nil),                    // 17: dkim.v1.SelectorSpec
+	(*GetDomainRequest)(nil),                // 18: dkim.v1.GetDomainRequest
+	(*ListDomainsRequest)(nil),              // 19: dkim.v1.ListDomainsRequest
+	(*ListDomainsResponse)(nil),             // 20: dkim.v1.ListDomainsResponse
+	(*DeleteDomainRequest)(nil),             // 21: dkim.v1.DeleteDomainRequest
+	(*RotateDomainRequest)(nil),             // 22: dkim.v1.RotateDomainRequest
+	(*WatchDomainsRequest)(nil),             // 23: dkim.v1.WatchDomainsRequest
+	(*WatchDomainsResponse)(nil),            // 24: dkim.v1.WatchDomainsResponse
+	(*ListKeysRequest)(nil),                 // 25: dkim.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),                // 26: dkim.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),                   // 27: dkim.v1.GetKeyRequest
+	(*PublishKeyRequest)(nil),               // 28: dkim.v1.PublishKeyRequest
+	(*BatchPublishKeysRequest)(nil),         // 29: dkim.v1.BatchPublishKeysRequest
+	(*BatchPublishKeysResponse)(nil),        // 30: dkim.v1.BatchPublishKeysResponse
+	(*DeleteKeyRequest)(nil),                // 31: dkim.v1.DeleteKeyRequest
+	(*BatchPublishKeysResponse_Result)(nil), // 32: dkim.v1.BatchPublishKeysResponse.Result
+	(*Zone)(nil),                            // 33: dkim.v1.Zone
+	(*fieldmaskpb.FieldMask)(nil),           // 34: google.protobuf.FieldMask
+	(*Brand)(nil),                           // 35: dkim.v1.Brand
+	(KeyAlgorithm)(0),                       // 36: dkim.v1.KeyAlgorithm
+	(*Domain)(nil),                          // 37: dkim.v1.Domain
+	(*Key)(nil),                             // 38: dkim.v1.Key
+	(*status.Status)(nil),                   // 39: google.rpc.Status
+	(*emptypb.Empty)(nil),                   // 40: google.protobuf.Empty
 }
 var file_dkim_v1_key_management_proto_depIdxs = []int32{
-	30, // 0: dkim.v1.CreateZoneRequest.zone:type_name -> dkim.v1.Zone
-	30, // 1: dkim.v1.ListZonesResponse.zones:type_name -> dkim.v1.Zone
-	30, // 2: dkim.v1.UpdateZoneRequest.zone:type_name -> dkim.v1.Zone
-	31, // 3: dkim.v1.UpdateZoneRequest.update_mask:type_name -> google.protobuf.FieldMask
-	32, // 4: dkim.v1.CreateBrandRequest.brand:type_name -> dkim.v1.Brand
-	32, // 5: dkim.v1.ListBrandsResponse.brands:type_name -> dkim.v1.Brand
-	32, // 6: dkim.v1.UpdateBrandRequest.brand:type_name -> dkim.v1.Brand
-	31, // 7: dkim.v1.UpdateBrandRequest.update_mask:type_name -> google.protobuf.FieldMask
+	33, // 0: dkim.v1.CreateZoneRequest.zone:type_name -> dkim.v1.Zone
+	33, // 1: dkim.v1.ListZonesResponse.zones:type_name -> dkim.v1.Zone
+	33, // 2: dkim.v1.UpdateZoneRequest.zone:type_name -> dkim.v1.Zone
+	34, // 3: dkim.v1.UpdateZoneRequest.update_mask:type_name -> google.protobuf.FieldMask
+	35, // 4: dkim.v1.CreateBrandRequest.brand:type_name -> dkim.v1.Brand
+	35, // 5: dkim.v1.ListBrandsResponse.brands:type_name -> dkim.v1.Brand
+	35, // 6: dkim.v1.UpdateBrandRequest.brand:type_name -> dkim.v1.Brand
+	34, // 7: dkim.v1.UpdateBrandRequest.update_mask:type_name -> google.protobuf.FieldMask
 	17, // 8: dkim.v1.ProvisionDomainRequest.selectors:type_name -> dkim.v1.SelectorSpec
-	33, // 9: dkim.v1.ProvisionDomainRequest.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	33, // 10: dkim.v1.SelectorSpec.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	34, // 11: dkim.v1.ListDomainsResponse.domains:type_name -> dkim.v1.Domain
+	36, // 9: dkim.v1.ProvisionDomainRequest.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	36, // 10: dkim.v1.SelectorSpec.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	37, // 11: dkim.v1.ListDomainsResponse.domains:type_name -> dkim.v1.Domain
 	0,  // 12: dkim.v1.WatchDomainsResponse.type:type_name -> dkim.v1.WatchDomainsResponse.EventType
-	34, // 13: dkim.v1.WatchDomainsResponse.domain:type_name -> dkim.v1.Domain
-	35, // 14: dkim.v1.ListKeysResponse.keys:type_name -> dkim.v1.Key
-	1,  // 15: dkim.v1.KeyManagement.CreateZone:input_type -> dkim.v1.CreateZoneRequest
-	2,  // 16: dkim.v1.KeyManagement.GetZone:input_type -> dkim.v1.GetZoneRequest
-	3,  // 17: dkim.v1.KeyManagement.ListZones:input_type -> dkim.v1.ListZonesRequest
-	5,  // 18: dkim.v1.KeyManagement.UpdateZone:input_type -> dkim.v1.UpdateZoneRequest
-	6,  // 19: dkim.v1.KeyManagement.DeleteZone:input_type -> dkim.v1.DeleteZoneRequest
-	7,  // 20: dkim.v1.KeyManagement.AcceptZoneDeletions:input_type -> dkim.v1.AcceptZoneDeletionsRequest
-	8,  // 21: dkim.v1.KeyManagement.ExportZone:input_type -> dkim.v1.ExportZoneRequest
-	10, // 22: dkim.v1.KeyManagement.CreateBrand:input_type -> dkim.v1.CreateBrandRequest
-	11, // 23: dkim.v1.KeyManagement.GetBrand:input_type -> dkim.v1.GetBrandRequest
-	12, // 24: dkim.v1.KeyManagement.ListBrands:input_type -> dkim.v1.ListBrandsRequest
-	14, // 25: dkim.v1.KeyManagement.UpdateBrand:input_type -> dkim.v1.UpdateBrandRequest
-	15, // 26: dkim.v1.KeyManagement.DeleteBrand:input_type -> dkim.v1.DeleteBrandRequest
-	16, // 27: dkim.v1.KeyManagement.ProvisionDomain:input_type -> dkim.v1.ProvisionDomainRequest
-	18, // 28: dkim.v1.KeyManagement.GetDomain:input_type -> dkim.v1.GetDomainRequest
-	19, // 29: dkim.v1.KeyManagement.ListDomains:input_type -> dkim.v1.ListDomainsRequest
-	21, // 30: dkim.v1.KeyManagement.DeleteDomain:input_type -> dkim.v1.DeleteDomainRequest
-	22, // 31: dkim.v1.KeyManagement.RotateDomain:input_type -> dkim.v1.RotateDomainRequest
-	23, // 32: dkim.v1.KeyManagement.WatchDomains:input_type -> dkim.v1.WatchDomainsRequest
-	25, // 33: dkim.v1.KeyManagement.ListKeys:input_type -> dkim.v1.ListKeysRequest
-	27, // 34: dkim.v1.KeyManagement.GetKey:input_type -> dkim.v1.GetKeyRequest
-	28, // 35: dkim.v1.KeyManagement.PublishKey:input_type -> dkim.v1.PublishKeyRequest
-	29, // 36: dkim.v1.KeyManagement.DeleteKey:input_type -> dkim.v1.DeleteKeyRequest
-	30, // 37: dkim.v1.KeyManagement.CreateZone:output_type -> dkim.v1.Zone
-	30, // 38: dkim.v1.KeyManagement.GetZone:output_type -> dkim.v1.Zone
-	4,  // 39: dkim.v1.KeyManagement.ListZones:output_type -> dkim.v1.ListZonesResponse
-	30, // 40: dkim.v1.KeyManagement.UpdateZone:output_type -> dkim.v1.Zone
-	36, // 41: dkim.v1.KeyManagement.DeleteZone:output_type -> google.protobuf.Empty
-	30, // 42: dkim.v1.KeyManagement.AcceptZoneDeletions:output_type -> dkim.v1.Zone
-	9,  // 43: dkim.v1.KeyManagement.ExportZone:output_type -> dkim.v1.ExportZoneResponse
-	32, // 44: dkim.v1.KeyManagement.CreateBrand:output_type -> dkim.v1.Brand
-	32, // 45: dkim.v1.KeyManagement.GetBrand:output_type -> dkim.v1.Brand
-	13, // 46: dkim.v1.KeyManagement.ListBrands:output_type -> dkim.v1.ListBrandsResponse
-	32, // 47: dkim.v1.KeyManagement.UpdateBrand:output_type -> dkim.v1.Brand
-	36, // 48: dkim.v1.KeyManagement.DeleteBrand:output_type -> google.protobuf.Empty
-	34, // 49: dkim.v1.KeyManagement.ProvisionDomain:output_type -> dkim.v1.Domain
-	34, // 50: dkim.v1.KeyManagement.GetDomain:output_type -> dkim.v1.Domain
-	20, // 51: dkim.v1.KeyManagement.ListDomains:output_type -> dkim.v1.ListDomainsResponse
-	34, // 52: dkim.v1.KeyManagement.DeleteDomain:output_type -> dkim.v1.Domain
-	34, // 53: dkim.v1.KeyManagement.RotateDomain:output_type -> dkim.v1.Domain
-	24, // 54: dkim.v1.KeyManagement.WatchDomains:output_type -> dkim.v1.WatchDomainsResponse
-	26, // 55: dkim.v1.KeyManagement.ListKeys:output_type -> dkim.v1.ListKeysResponse
-	35, // 56: dkim.v1.KeyManagement.GetKey:output_type -> dkim.v1.Key
-	35, // 57: dkim.v1.KeyManagement.PublishKey:output_type -> dkim.v1.Key
-	34, // 58: dkim.v1.KeyManagement.DeleteKey:output_type -> dkim.v1.Domain
-	37, // [37:59] is the sub-list for method output_type
-	15, // [15:37] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	37, // 13: dkim.v1.WatchDomainsResponse.domain:type_name -> dkim.v1.Domain
+	38, // 14: dkim.v1.ListKeysResponse.keys:type_name -> dkim.v1.Key
+	28, // 15: dkim.v1.BatchPublishKeysRequest.requests:type_name -> dkim.v1.PublishKeyRequest
+	32, // 16: dkim.v1.BatchPublishKeysResponse.results:type_name -> dkim.v1.BatchPublishKeysResponse.Result
+	39, // 17: dkim.v1.BatchPublishKeysResponse.Result.error:type_name -> google.rpc.Status
+	1,  // 18: dkim.v1.KeyManagement.CreateZone:input_type -> dkim.v1.CreateZoneRequest
+	2,  // 19: dkim.v1.KeyManagement.GetZone:input_type -> dkim.v1.GetZoneRequest
+	3,  // 20: dkim.v1.KeyManagement.ListZones:input_type -> dkim.v1.ListZonesRequest
+	5,  // 21: dkim.v1.KeyManagement.UpdateZone:input_type -> dkim.v1.UpdateZoneRequest
+	6,  // 22: dkim.v1.KeyManagement.DeleteZone:input_type -> dkim.v1.DeleteZoneRequest
+	7,  // 23: dkim.v1.KeyManagement.AcceptZoneDeletions:input_type -> dkim.v1.AcceptZoneDeletionsRequest
+	8,  // 24: dkim.v1.KeyManagement.ExportZone:input_type -> dkim.v1.ExportZoneRequest
+	10, // 25: dkim.v1.KeyManagement.CreateBrand:input_type -> dkim.v1.CreateBrandRequest
+	11, // 26: dkim.v1.KeyManagement.GetBrand:input_type -> dkim.v1.GetBrandRequest
+	12, // 27: dkim.v1.KeyManagement.ListBrands:input_type -> dkim.v1.ListBrandsRequest
+	14, // 28: dkim.v1.KeyManagement.UpdateBrand:input_type -> dkim.v1.UpdateBrandRequest
+	15, // 29: dkim.v1.KeyManagement.DeleteBrand:input_type -> dkim.v1.DeleteBrandRequest
+	16, // 30: dkim.v1.KeyManagement.ProvisionDomain:input_type -> dkim.v1.ProvisionDomainRequest
+	18, // 31: dkim.v1.KeyManagement.GetDomain:input_type -> dkim.v1.GetDomainRequest
+	19, // 32: dkim.v1.KeyManagement.ListDomains:input_type -> dkim.v1.ListDomainsRequest
+	21, // 33: dkim.v1.KeyManagement.DeleteDomain:input_type -> dkim.v1.DeleteDomainRequest
+	22, // 34: dkim.v1.KeyManagement.RotateDomain:input_type -> dkim.v1.RotateDomainRequest
+	23, // 35: dkim.v1.KeyManagement.WatchDomains:input_type -> dkim.v1.WatchDomainsRequest
+	25, // 36: dkim.v1.KeyManagement.ListKeys:input_type -> dkim.v1.ListKeysRequest
+	27, // 37: dkim.v1.KeyManagement.GetKey:input_type -> dkim.v1.GetKeyRequest
+	28, // 38: dkim.v1.KeyManagement.PublishKey:input_type -> dkim.v1.PublishKeyRequest
+	29, // 39: dkim.v1.KeyManagement.BatchPublishKeys:input_type -> dkim.v1.BatchPublishKeysRequest
+	31, // 40: dkim.v1.KeyManagement.DeleteKey:input_type -> dkim.v1.DeleteKeyRequest
+	33, // 41: dkim.v1.KeyManagement.CreateZone:output_type -> dkim.v1.Zone
+	33, // 42: dkim.v1.KeyManagement.GetZone:output_type -> dkim.v1.Zone
+	4,  // 43: dkim.v1.KeyManagement.ListZones:output_type -> dkim.v1.ListZonesResponse
+	33, // 44: dkim.v1.KeyManagement.UpdateZone:output_type -> dkim.v1.Zone
+	40, // 45: dkim.v1.KeyManagement.DeleteZone:output_type -> google.protobuf.Empty
+	33, // 46: dkim.v1.KeyManagement.AcceptZoneDeletions:output_type -> dkim.v1.Zone
+	9,  // 47: dkim.v1.KeyManagement.ExportZone:output_type -> dkim.v1.ExportZoneResponse
+	35, // 48: dkim.v1.KeyManagement.CreateBrand:output_type -> dkim.v1.Brand
+	35, // 49: dkim.v1.KeyManagement.GetBrand:output_type -> dkim.v1.Brand
+	13, // 50: dkim.v1.KeyManagement.ListBrands:output_type -> dkim.v1.ListBrandsResponse
+	35, // 51: dkim.v1.KeyManagement.UpdateBrand:output_type -> dkim.v1.Brand
+	40, // 52: dkim.v1.KeyManagement.DeleteBrand:output_type -> google.protobuf.Empty
+	37, // 53: dkim.v1.KeyManagement.ProvisionDomain:output_type -> dkim.v1.Domain
+	37, // 54: dkim.v1.KeyManagement.GetDomain:output_type -> dkim.v1.Domain
+	20, // 55: dkim.v1.KeyManagement.ListDomains:output_type -> dkim.v1.ListDomainsResponse
+	37, // 56: dkim.v1.KeyManagement.DeleteDomain:output_type -> dkim.v1.Domain
+	37, // 57: dkim.v1.KeyManagement.RotateDomain:output_type -> dkim.v1.Domain
+	24, // 58: dkim.v1.KeyManagement.WatchDomains:output_type -> dkim.v1.WatchDomainsResponse
+	26, // 59: dkim.v1.KeyManagement.ListKeys:output_type -> dkim.v1.ListKeysResponse
+	38, // 60: dkim.v1.KeyManagement.GetKey:output_type -> dkim.v1.Key
+	38, // 61: dkim.v1.KeyManagement.PublishKey:output_type -> dkim.v1.Key
+	30, // 62: dkim.v1.KeyManagement.BatchPublishKeys:output_type -> dkim.v1.BatchPublishKeysResponse
+	37, // 63: dkim.v1.KeyManagement.DeleteKey:output_type -> dkim.v1.Domain
+	41, // [41:64] is the sub-list for method output_type
+	18, // [18:41] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_dkim_v1_key_management_proto_init() }
@@ -1939,7 +2124,7 @@ func file_dkim_v1_key_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dkim_v1_key_management_proto_rawDesc), len(file_dkim_v1_key_management_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,6 +41,7 @@ const (
 	KeyManagement_ListKeys_FullMethodName            = "/dkim.v1.KeyManagement/ListKeys"
 	KeyManagement_GetKey_FullMethodName              = "/dkim.v1.KeyManagement/GetKey"
 	KeyManagement_PublishKey_FullMethodName          = "/dkim.v1.KeyManagement/PublishKey"
+	KeyManagement_BatchPublishKeys_FullMethodName    = "/dkim.v1.KeyManagement/BatchPublishKeys"
 	KeyManagement_DeleteKey_FullMethodName           = "/dkim.v1.KeyManagement/DeleteKey"
 )
 
@@ -140,6 +141,13 @@ type KeyManagementClient interface {
 	// HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT,
 	// TOO_MANY_KEYS.
 	PublishKey(ctx context.Context, in *PublishKeyRequest, opts ...grpc.CallOption) (*Key, error)
+	// PublishKey for many keys of one brand: each request has a result of its
+	// own, as PublishKey would have ended, and what is refused does not hinder the
+	// others. Those of one domain may be stored together; a domain is never left
+	// with half of what one PublishKey does. INVALID_ARGUMENT BATCH_TOO_LARGE,
+	// INVALID_BRAND; NOT_FOUND BRAND_NOT_FOUND. After UNAVAILABLE any of them may
+	// have been carried out; like PublishKey it may be called again.
+	BatchPublishKeys(ctx context.Context, in *BatchPublishKeysRequest, opts ...grpc.CallOption) (*BatchPublishKeysResponse, error)
 	// Withdraws a key that PublishKey published; the domain stays.
 	// FAILED_PRECONDITION KEY_MANAGED for a key the service rotates; NOT_FOUND
 	// DOMAIN_NOT_FOUND, KEY_NOT_FOUND; ABORTED ETAG_MISMATCH.
@@ -382,6 +390,16 @@ func (c *keyManagementClient) PublishKey(ctx context.Context, in *PublishKeyRequ
 	return out, nil
 }
 
+func (c *keyManagementClient) BatchPublishKeys(ctx context.Context, in *BatchPublishKeysRequest, opts ...grpc.CallOption) (*BatchPublishKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchPublishKeysResponse)
+	err := c.cc.Invoke(ctx, KeyManagement_BatchPublishKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keyManagementClient) DeleteKey(ctx context.Context, in *DeleteKeyRequest, opts ...grpc.CallOption) (*Domain, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Domain)
@@ -488,6 +506,13 @@ type KeyManagementServer interface {
 	// HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT,
 	// TOO_MANY_KEYS.
 	PublishKey(context.Context, *PublishKeyRequest) (*Key, error)
+	// PublishKey for many keys of one brand: each request has a result of its
+	// own, as PublishKey would have ended, and what is refused does not hinder the
+	// others. Those of one domain may be stored together; a domain is never left
+	// with half of what one PublishKey does. INVALID_ARGUMENT BATCH_TOO_LARGE,
+	// INVALID_BRAND; NOT_FOUND BRAND_NOT_FOUND. After UNAVAILABLE any of them may
+	// have been carried out; like PublishKey it may be called again.
+	BatchPublishKeys(context.Context, *BatchPublishKeysRequest) (*BatchPublishKeysResponse, error)
 	// Withdraws a key that PublishKey published; the domain stays.
 	// FAILED_PRECONDITION KEY_MANAGED for a key the service rotates; NOT_FOUND
 	// DOMAIN_NOT_FOUND, KEY_NOT_FOUND; ABORTED ETAG_MISMATCH.
@@ -564,6 +589,9 @@ func (UnimplementedKeyManagementServer) GetKey(context.Context, *GetKeyRequest) 
 }
 func (UnimplementedKeyManagementServer) PublishKey(context.Context, *PublishKeyRequest) (*Key, error) {
 	return nil, status.Error(codes.Unimplemented, "method PublishKey not implemented")
+}
+func (UnimplementedKeyManagementServer) BatchPublishKeys(context.Context, *BatchPublishKeysRequest) (*BatchPublishKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchPublishKeys not implemented")
 }
 func (UnimplementedKeyManagementServer) DeleteKey(context.Context, *DeleteKeyRequest) (*Domain, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteKey not implemented")
@@ -953,6 +981,24 @@ func _KeyManagement_PublishKey_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyManagement_BatchPublishKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchPublishKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagementServer).BatchPublishKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagement_BatchPublishKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagementServer).BatchPublishKeys(ctx, req.(*BatchPublishKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyManagement_DeleteKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DeleteKeyRequest)
 	if err := dec(in); err != nil {
@@ -1053,6 +1099,10 @@ var KeyManagement_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PublishKey",
 			Handler:    _KeyManagement_PublishKey_Handler,
+		},
+		{
+			MethodName: "BatchPublishKeys",
+			Handler:    _KeyManagement_BatchPublishKeys_Handler,
 		},
 		{
 			MethodName: "DeleteKey",
