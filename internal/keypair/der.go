@@ -184,7 +184,7 @@ type primeGroup struct {
 	primes  []uint64
 }
 
-// hasSmallFactor divides by a group at a time, which costs a tenth of a greatest common divisor with all of them.
+// hasSmallFactor divides by a group at a time.
 func hasSmallFactor(n *big.Int) bool {
 	octets := n.Bytes() // big-endian
 	for len(octets)%4 != 0 {
