@@ -30,8 +30,11 @@ var ErrInUse = errors.New("replica: data file is in use")
 var errCorrupt = errors.New("replica: data file is damaged")
 
 const (
-	fileFormat  = 1
-	lockTimeout = time.Second
+	fileFormat = 1
+	// shardsPerStep is how much is loaded before the pages that were touched
+	// are given back.
+	shardsPerStep = 32
+	lockTimeout   = time.Second
 
 	// A record's value: flags u8, ttl u32, key, CRC-32C of owner name and value u32.
 	valueHead = 5
@@ -135,7 +138,8 @@ func (f *file) reopen() error {
 
 // load reads the whole file into v. It returns nil and no error for a new file,
 // and an error that wraps errCorrupt for one that cannot be used, in which case
-// v holds part of it.
+// v holds part of it. Since it opens the file again as it goes, the error may
+// also wrap ErrInUse.
 func (f *file) load(v *view) (m *meta, err error) {
 	defer recoverDamage(&err)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -164,18 +168,40 @@ func (f *file) load(v *view) (m *meta, err error) {
 			return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 		}
 	}
-	parts := min(runtime.GOMAXPROCS(0), shardCount)
-	var g errgroup.Group
-	for p := range parts {
-		g.Go(func() error { return f.loadShards(v, p*shardCount/parts, (p+1)*shardCount/parts) })
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
+	f.warm()
+	for first := 0; first < shardCount; first += shardsPerStep {
+		parts := min(runtime.GOMAXPROCS(0), shardsPerStep)
+		var g errgroup.Group
+		for p := range parts {
+			g.Go(func() error {
+				return f.loadShards(v, first+p*shardsPerStep/parts, first+(p+1)*shardsPerStep/parts)
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return nil, err
+		}
+		if err := f.reopen(); err != nil {
+			return nil, err
+		}
 	}
 	if v.len() != m.Records {
 		return nil, fmt.Errorf("%w: it has %d records and should have %d", errCorrupt, v.len(), m.Records)
 	}
 	return m, nil
+}
+
+// warm reads the file from its beginning to its end. bbolt tells the kernel not
+// to read ahead, so that a file that is not in memory would be read page by
+// page, ten times slower. An error is for load to find.
+func (f *file) warm() {
+	r, err := os.Open(f.path)
+	if err != nil {
+		return
+	}
+	defer r.Close() //nolint:errcheck // only read
+	for buf := make([]byte, 1<<20); err == nil; {
+		_, err = r.Read(buf)
+	}
 }
 
 // loadShards reads the records of shards from to to-1. Loading runs it several

@@ -12,6 +12,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -247,6 +248,9 @@ func (r *Replica) openFile(dir string) (*file, *meta, error) {
 	}
 	began := time.Now()
 	m, err := f.load(r.view)
+	if errors.Is(err, ErrInUse) {
+		return nil, nil, err
+	}
 	if err != nil {
 		r.damaged(err)
 		if err := r.view.close(); err != nil {
@@ -261,10 +265,6 @@ func (r *Replica) openFile(dir string) (*file, *meta, error) {
 	if m != nil {
 		r.logger.LogAttrs(context.Background(), slog.LevelInfo, "data file is loaded",
 			slog.Int("records", m.Records), slog.Int64("revision", m.Revision), slog.Duration("took", time.Since(began)))
-		// Give back the pages that loading touched.
-		if err := f.reopen(); err != nil {
-			return nil, nil, err
-		}
 	}
 	return f, m, nil
 }
