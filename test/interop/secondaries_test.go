@@ -119,6 +119,7 @@ zone:
     ip-address: HOST@PORT
     username: root
     zonesdir: DIR
+    database: ""
     xfrdir: DIR
     xfrdfile: DIR/xfrd.state
     zonelistfile: DIR/zone.list
