@@ -177,6 +177,8 @@ func TestWorkersBoundWhatIsMadeAtOnce(t *testing.T) {
 			<-g.ended
 		}
 		time.Sleep(time.Minute)
+		g.mu.Lock()
+		defer g.mu.Unlock()
 		if g.most != 3 {
 			t.Errorf("%d keys made at once, want 3", g.most)
 		}
