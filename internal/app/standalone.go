@@ -24,7 +24,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/pki"
 	"github.com/dkimzone/dkimzone/internal/replica"
-	"github.com/dkimzone/dkimzone/internal/schema"
+	"github.com/dkimzone/dkimzone/internal/service"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
 
@@ -79,9 +79,6 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	}
 	defer etcd.Close()
 	store := keystore.New(etcd.Client(), storeTimeout)
-	if err := ensureZone(ctx, store, zone, o.DNS); err != nil {
-		return err
-	}
 	kek, err := ensureKeyFile(ctx, store, dir)
 	if err != nil {
 		return err
@@ -91,6 +88,9 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer backend.close()
+	if err := ensureZone(ctx, store, backend.api, zone, o.DNS); err != nil {
+		return err
+	}
 
 	ns, err := o.startDNS(ctx, etcd, store, dir)
 	if err != nil {
@@ -143,7 +143,7 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 
 // ensureZone creates the zone on the first start, with one name server: this
 // process.
-func ensureZone(ctx context.Context, store *keystore.Store, zone dnsname.Zone, dnsListen string) error {
+func ensureZone(ctx context.Context, store *keystore.Store, api *service.Service, zone dnsname.Zone, dnsListen string) error {
 	_, err := store.Zone(ctx, zone)
 	if err == nil || !errors.Is(err, keystore.ErrZoneNotFound) {
 		return err
@@ -156,13 +156,13 @@ func ensureZone(ctx context.Context, store *keystore.Store, zone dnsname.Zone, d
 	if err != nil {
 		return fmt.Errorf("--dns-listen: %w; give an IP address, it becomes the address of the zone's name server", err)
 	}
-	_, err = store.CreateZone(ctx, keystore.Zone{Name: zone, Apex: schema.Apex{
-		NameServers: []schema.NameServer{{Name: "ns1." + string(zone), Addresses: []netip.Addr{addr}}},
-		Mailbox:     "hostmaster." + string(zone),
-		ApexTTL:     86400, Refresh: 3600, Retry: 600, Expire: 1209600, NegativeTTL: 300, RecordTTL: 3600,
-		CreateTime: time.Now(),
+	_, err = api.CreateZone(ctx, &dkimv1.CreateZoneRequest{ZoneId: string(zone), Zone: &dkimv1.Zone{
+		NameServers: []*dkimv1.NameServer{{Host: "ns1." + string(zone), Addresses: []string{addr.String()}}},
 	}})
-	return err
+	if err != nil {
+		return fmt.Errorf("--zone: %w", err)
+	}
+	return nil
 }
 
 // ensureKeyFile returns the URL of the key-encryption key in the data directory.
