@@ -15,6 +15,7 @@ var tiers = map[string]int{
 	"envelope":   1,
 	"schema":     1,
 	"keystore":   1,
+	"leader":     1,
 	"replica":    1,
 	"telemetry":  1,
 	"pki":        1,
@@ -63,7 +64,7 @@ type owner struct {
 var owners = []owner{
 	{
 		dependency: "go.etcd.io/etcd/client",
-		owners:     []string{"internal/keystore", "internal/replica", "internal/etcdclient", "internal/embedetcd", "test"},
+		owners:     []string{"internal/keystore", "internal/leader", "internal/replica", "internal/etcdclient", "internal/embedetcd", "test"},
 		reason:     "the rest of the code sees the store and the replica, not etcd; tests look at both sides",
 	},
 	{
