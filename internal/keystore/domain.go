@@ -37,8 +37,7 @@ type Selector struct {
 // Key is a key of a domain, without key material.
 type Key struct {
 	rotation.Key
-	TTL         uint32 // seconds
-	Testing     bool   // published with t=y
+	Testing     bool // published with t=y
 	Fingerprint [schema.FingerprintLen]byte
 }
 
@@ -158,8 +157,9 @@ func keyFrom(p *schemapb.Key) (Key, error) {
 			ActivateTime: schema.FromMicros(p.GetActivateTimeMicros()),
 			RetireTime:   schema.FromMicros(p.GetRetireTimeMicros()),
 			RevokeTime:   schema.FromMicros(p.GetRevokeTimeMicros()),
+			TTL:          p.GetTtlSeconds(),
 		},
-		TTL: p.GetTtlSeconds(), Testing: p.GetTesting(),
+		Testing:     p.GetTesting(),
 		Fingerprint: [schema.FingerprintLen]byte(p.GetFingerprint()),
 	}, nil
 }

@@ -36,9 +36,9 @@ func TestStoredForm(t *testing.T) {
 	key := keystore.Key{
 		Key: rotation.Key{
 			ID: "k1", Selector: "s1", Algorithm: keypair.Ed25519, State: rotation.Revoked, Custody: rotation.Signer,
-			PrepareTime: at(1), ActivateTime: at(2), RetireTime: at(3), RevokeTime: at(4),
+			PrepareTime: at(1), ActivateTime: at(2), RetireTime: at(3), RevokeTime: at(4), TTL: 3600,
 		},
-		TTL: 3600, Testing: true, Fingerprint: [16]byte{0xf0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff},
+		Testing: true, Fingerprint: [16]byte{0xf0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 0xff},
 	}
 	domain, err := s.Apply(t.Context(), keystore.Change{
 		Domain: keystore.Domain{

@@ -60,6 +60,10 @@ type Key struct {
 	Algorithm keypair.Algorithm
 	State     State
 	Custody   Custody
+	TTL       uint32 // of its record, in seconds
+
+	// Compromised says that the key was revoked because its private half may be known to others.
+	Compromised bool
 
 	// When the key reached the state; zero for states it never reached.
 	PrepareTime  time.Time

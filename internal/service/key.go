@@ -192,9 +192,9 @@ func (s *Service) addPublication(c *keystore.Change, p publishing, zone keystore
 		k = keystore.Key{
 			Key: rotation.Key{
 				ID: newKeyID(), Selector: p.selector, Algorithm: p.public.Algorithm, State: rotation.Active, Custody: rotation.PublicOnly,
-				PrepareTime: now, ActivateTime: now,
+				PrepareTime: now, ActivateTime: now, TTL: ttl,
 			},
-			TTL: ttl, Testing: p.testing, Fingerprint: fingerprint(p.public),
+			Testing: p.testing, Fingerprint: fingerprint(p.public),
 		}
 		keys = append(keys, k)
 	case ttl == held.TTL && p.testing == held.Testing:

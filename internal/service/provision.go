@@ -246,7 +246,7 @@ func (s *Service) provisioning(ctx context.Context, d keystore.Domain, selectors
 	name := domainName{d.Brand, d.Name}
 	fresh := make([]rotation.Key, len(selectors))
 	for i, sel := range selectors {
-		fresh[i] = rotation.Key{ID: newKeyID(), Selector: sel.Selector, Algorithm: sel.Algorithm, Custody: rotation.Service}
+		fresh[i] = rotation.Key{ID: newKeyID(), Selector: sel.Selector, Algorithm: sel.Algorithm, Custody: rotation.Service, TTL: ttl}
 	}
 	present := make([]rotation.Key, len(d.Keys))
 	for i, k := range d.Keys {
@@ -259,7 +259,7 @@ func (s *Service) provisioning(ctx context.Context, d keystore.Domain, selectors
 		if err != nil {
 			return nil, err
 		}
-		k := keystore.Key{Key: life, TTL: ttl, Testing: testing, Fingerprint: fingerprint(pair.Public())}
+		k := keystore.Key{Key: life, Testing: testing, Fingerprint: fingerprint(pair.Public())}
 		change.Domain.Keys = append(change.Domain.Keys, k)
 		change.Publish = append(change.Publish, keystore.Publication{
 			Key: k, Record: s.record(pair.Public(), ttl, testing), Sealed: sealed, New: true,

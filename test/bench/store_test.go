@@ -51,9 +51,9 @@ func BenchmarkStoreSize(b *testing.B) {
 			k := keystore.Key{
 				Key: rotation.Key{
 					ID: fmt.Sprintf("%016d", 2*i+n), Selector: sel, Algorithm: keypair.RSA2048,
-					State: rotation.Prepared, Custody: rotation.Service, PrepareTime: now, ActivateTime: now,
+					State: rotation.Prepared, Custody: rotation.Service, PrepareTime: now, ActivateTime: now, TTL: 3600,
 				},
-				TTL: 3600, Fingerprint: [schema.FingerprintLen]byte(random(schema.FingerprintLen)),
+				Fingerprint: [schema.FingerprintLen]byte(random(schema.FingerprintLen)),
 			}
 			d.Selectors = append(d.Selectors, keystore.Selector{Selector: sel, Algorithm: keypair.RSA2048})
 			d.Keys = append(d.Keys, k)

@@ -171,9 +171,9 @@ func publication(sel dnsname.Selector) keystore.Publication {
 		Key: keystore.Key{
 			Key: rotation.Key{
 				ID: fmt.Sprintf("key%d", n), Selector: sel, Algorithm: keypair.Ed25519,
-				State: rotation.Active, Custody: rotation.Service, PrepareTime: now, ActivateTime: now,
+				State: rotation.Active, Custody: rotation.Service, PrepareTime: now, ActivateTime: now, TTL: 3600,
 			},
-			TTL: 3600, Fingerprint: fingerprint(octets[:]),
+			Fingerprint: fingerprint(octets[:]),
 		},
 		Record: schema.PublicRecord{KeyType: dkimrecord.Ed25519, PublicKey: octets[:], TTL: 3600, UpdateTime: now},
 		Sealed: fmt.Append(nil, "private half ", n),
