@@ -33,6 +33,7 @@ type fakeEtcd struct {
 	watches   []*fakeWatch
 	down      bool
 	hung      bool                       // watches bring nothing
+	silent    bool                       // watches do not even begin
 	onGet     func(op clientv3.Op) error // before each Get
 	onAnswer  func()                     // between what a Get found and its answer
 	gets      []clientv3.Op
@@ -180,6 +181,11 @@ func (f *fakeEtcd) Watch(ctx context.Context, key string, opts ...clientv3.OpOpt
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.watchRevs = append(f.watchRevs, op.Rev())
+	if f.silent {
+		context.AfterFunc(ctx, func() { close(w.ch) })
+		return w.ch
+	}
+	w.ch <- clientv3.WatchResponse{Header: &pb.ResponseHeader{ClusterId: f.clusterID, Revision: f.rev}, Created: true}
 	if op.Rev() <= f.compacted {
 		w.ch <- clientv3.WatchResponse{Header: &pb.ResponseHeader{ClusterId: f.clusterID, Revision: f.rev}, CompactRevision: f.compacted, Canceled: true}
 		close(w.ch)

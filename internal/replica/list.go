@@ -37,6 +37,7 @@ type streamer interface {
 // list sends all keys below prefix as of one revision, up to a page without
 // more or with an error.
 func list(ctx context.Context, client Client, prefix string, pages chan<- page) {
+	ctx = clientv3.WithRequireLeader(ctx) // a member that is cut off says so, and the next one is asked
 	if c, ok := client.(streamer); ok && stream(ctx, c, prefix, pages) {
 		return
 	}

@@ -17,7 +17,9 @@ import (
 const (
 	heartbeatInterval = 2 * time.Second
 	heartbeatTimeout  = 5 * time.Second
-	hangTimeout       = 5 * time.Second // a watch that brings nothing of what etcd has
+	heartbeatAgain    = time.Second     // without an answer, another member is asked as well
+	heartbeatAsked    = 3               // so many, as a cluster has
+	hangTimeout       = 5 * time.Second // a watch that brings nothing of what etcd has, or does not begin
 	backoffMin        = 200 * time.Millisecond
 	backoffMax        = 10 * time.Second
 	heldRetryMin      = 5 * time.Second
@@ -31,6 +33,7 @@ const (
 var (
 	errWatchClosed = errors.New("etcd closed the watch")
 	errWatchHung   = errors.New("the watch brings nothing although etcd has changes")
+	errWatchLate   = errors.New("etcd does not begin the watch")
 	errRenewed     = errors.New("new settings")
 	errMixed       = errors.New("the endpoints belong to several clusters")
 )
@@ -155,7 +158,9 @@ func (l *loop) session(ctx context.Context) error {
 	case cause != "":
 		s.startPass(ctx, cause)
 	default:
-		s.startWatch(ctx)
+		if err := s.startWatch(ctx); err != nil {
+			return err
+		}
 	}
 	if err := s.beat(h); err != nil {
 		return err
@@ -225,19 +230,39 @@ type head struct {
 	err       error
 }
 
+// head asks etcd. A member that is cut off from the others, or stopped, is no
+// reason to believe that etcd is gone: the next one is asked as well.
 func (s *session) head(ctx context.Context, have int64) head {
-	at := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
+	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), heartbeatTimeout)
 	defer cancel()
-	resp, err := s.client.Get(ctx, s.apexKey)
-	if err != nil {
-		return head{err: err}
+	answers := make(chan head, heartbeatAsked)
+	ask := func() {
+		at := time.Now()
+		resp, err := s.client.Get(ctx, s.apexKey)
+		if err != nil {
+			answers <- head{err: err}
+			return
+		}
+		h := head{at: at, have: have, clusterID: resp.Header.GetClusterId(), rev: resp.Header.GetRevision()}
+		if len(resp.Kvs) > 0 {
+			h.kv = resp.Kvs[0]
+		}
+		answers <- h
 	}
-	h := head{at: at, have: have, clusterID: resp.Header.GetClusterId(), rev: resp.Header.GetRevision()}
-	if len(resp.Kvs) > 0 {
-		h.kv = resp.Kvs[0]
+	go ask()
+	again := time.NewTicker(heartbeatAgain)
+	defer again.Stop()
+	for asked := 1; ; {
+		select {
+		case h := <-answers:
+			return h
+		case <-again.C:
+			if asked < heartbeatAsked {
+				asked++
+				go ask()
+			}
+		}
 	}
-	return h
 }
 
 // resyncCause is why the zone must be listed, or empty if a watch will do.
@@ -316,16 +341,39 @@ func (s *session) upToDate(t time.Time) {
 	}
 }
 
-func (s *session) startWatch(ctx context.Context) {
-	ctx, s.cancelWatch = context.WithCancel(ctx)
+// startWatch returns when etcd has begun the watch.
+func (s *session) startWatch(ctx context.Context) error {
+	watchCtx, cancel := context.WithCancel(ctx)
+	s.cancelWatch = cancel
+	watch := s.client.Watch
+	if c, ok := s.client.(*dialled); ok {
+		// A watcher of its own has a gRPC stream of its own. On a shared one that
+		// hangs, new watches would join the old ones of other zones.
+		w := clientv3.NewWatcher(c.Client)
+		s.cancelWatch = func() {
+			cancel()
+			_ = w.Close() // the context tells
+		}
+		watch = w.Watch
+	}
+	late := time.AfterFunc(hangTimeout, cancel)
 	// Without a leader a cut-off member would keep the watch open for ever.
-	s.watch = s.client.Watch(clientv3.WithRequireLeader(ctx), schema.ZonePrefix(s.zone),
-		clientv3.WithPrefix(), clientv3.WithRev(s.rev+1))
+	s.watch = watch(clientv3.WithRequireLeader(watchCtx), schema.ZonePrefix(s.zone),
+		clientv3.WithPrefix(), clientv3.WithRev(s.rev+1), clientv3.WithCreatedNotify())
+	resp, ok := <-s.watch
+	if !late.Stop() {
+		return errWatchLate
+	}
 	s.progress, s.behind = time.Now(), head{}
+	if ok && resp.Created {
+		return nil
+	}
+	return s.events(ctx, resp, ok)
 }
 
 func (s *session) stopWatch() {
 	s.cancelWatch()
+	s.cancelWatch = func() {}
 	s.watch = nil
 }
 

@@ -160,8 +160,7 @@ func (s *session) finish(ctx context.Context) error {
 	s.update(func(st *Status) { st.Revision, st.ClusterID = p.rev, p.clusterID })
 	s.upToDate(p.began)
 	s.commit(true)
-	s.startWatch(ctx)
-	return nil
+	return s.startWatch(ctx)
 }
 
 // applyPass makes the view what the listing said: first what is new, then what

@@ -100,8 +100,8 @@ var registry = struct {
 
 // dialled is an etcd client that several zones share.
 type dialled struct {
-	client *clientv3.Client
-	users  int
+	*clientv3.Client
+	users int
 }
 
 // Acquire returns a share in the replica of cfg, which is started if there is
@@ -231,16 +231,16 @@ func dial(cfg Config) (Client, func() error, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		d = &dialled{client: client}
+		d = &dialled{Client: client}
 		registry.dialled[id] = d
 	}
 	d.users++
-	return d.client, func() error {
+	return d, func() error {
 		if d.users--; d.users > 0 {
 			return nil
 		}
 		delete(registry.dialled, id)
-		if err := d.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		if err := d.Close(); err != nil && !errors.Is(err, context.Canceled) {
 			return fmt.Errorf("replica: closing the etcd client: %w", err)
 		}
 		return nil

@@ -73,6 +73,7 @@ func (m *memory) Watch(_ context.Context, key string, opts ...clientv3.OpOption)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	ch := make(chan clientv3.WatchResponse, 100)
+	ch <- clientv3.WatchResponse{Header: &pb.ResponseHeader{ClusterId: 1, Revision: m.rev}, Created: true}
 	from := clientv3.OpGet(key, opts...).Rev()
 	for _, resp := range m.past {
 		if resp.Header.GetRevision() >= from {
