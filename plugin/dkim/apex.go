@@ -92,10 +92,9 @@ func newApex(src *replica.Apex, zone string) *apex {
 
 // soaFor fills in soa and returns it. The primary is the first name server.
 func (a *apex) soaFor(soa *dns.SOA, name string, ttl uint32) dns.RR {
-	*soa = dns.SOA{
-		Hdr: header(name, dns.TypeSOA, ttl), Ns: a.ns[0], Mbox: a.mailbox, Serial: a.Serial,
-		Refresh: a.Refresh, Retry: a.Retry, Expire: a.Expire, Minttl: a.NegativeTTL,
-	}
+	soa.Hdr = header(name, dns.TypeSOA, ttl)
+	soa.Ns, soa.Mbox, soa.Serial = a.ns[0], a.mailbox, a.Serial
+	soa.Refresh, soa.Retry, soa.Expire, soa.Minttl = a.Refresh, a.Retry, a.Expire, a.NegativeTTL
 	return soa
 }
 

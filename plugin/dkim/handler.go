@@ -29,11 +29,12 @@ const (
 	spare = 128
 )
 
-// scratch is room for one answer. It is not on the stack, since each query over
-// UDP has a goroutine of its own, whose small stack would have to grow for it.
+// scratch is room for one answer. It is not on the stack, which would have to
+// grow for it.
 type scratch struct {
 	name [256]byte
-	key  [keyRoom]byte
+	rec  schema.PublicRecord
+	key  [keyRoom]byte // of rec
 	text [textRoom]byte
 }
 
@@ -70,17 +71,35 @@ func (d *DKIM) CacheBypassZones() []string {
 	return names
 }
 
-// ServeDNS implements plugin.Handler.
+// passOn stands for a response code where the next plugin is to answer.
+const passOn = -1
+
+// ServeDNS implements plugin.Handler. It has a small frame and leaves nothing of
+// the way to the reply on the stack: each query over UDP has a goroutine of its
+// own, whose stack would have to grow, and be copied, while the reply is sent.
 func (d *DKIM) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	m, rcode, err := d.reply(w, r)
+	if m != nil {
+		// An error here is of a client that is gone.
+		_ = w.WriteMsg(m)
+	} else if rcode == passOn {
+		return plugin.NextOrFailure(d.Name(), d.Next, ctx, w, r)
+	}
+	return rcode, err
+}
+
+// reply makes the message to send, and what ServeDNS returns then. Without a
+// message that is for the server to send, or passOn.
+func (d *DKIM) reply(w dns.ResponseWriter, r *dns.Msg) (*dns.Msg, int, error) {
 	if len(r.Question) != 1 {
-		return dns.RcodeFormatError, nil
+		return nil, dns.RcodeFormatError, nil
 	}
 	s := pool.Get().(*scratch) //nolint:errcheck,forcetypeassert // nothing else is in it
 	defer pool.Put(s)
 	z, owner := d.match(appendLower(s.name[:0], r.Question[0].Name))
 	if z == nil {
 		if d.Next != nil {
-			return plugin.NextOrFailure(d.Name(), d.Next, ctx, w, r)
+			return nil, passOn, nil
 		}
 		return fail(w, r, dns.RcodeRefused, dns.ExtendedErrorCodeNotAuthoritative)
 	}
@@ -97,58 +116,63 @@ func (d *DKIM) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (
 		z.counts.rcode(dns.RcodeServerFailure)
 		return fail(w, r, dns.RcodeServerFailure, dns.ExtendedErrorCodeNotReady)
 	}
-	// Nothing of the way to the reply stays on the stack when it is written.
 	m, res, err := z.answer(rep, apex, s, owner, d.Next != nil, r)
-	switch {
-	case err != nil:
-		return dns.RcodeServerFailure, plugin.Error(pluginName, err)
-	case res == resultFallthrough:
-		z.counts.count(res)
-		return plugin.NextOrFailure(d.Name(), d.Next, ctx, w, r)
-	case res == resultServFail:
-		z.counts.count(res)
+	if err != nil {
+		return nil, dns.RcodeServerFailure, plugin.Error(pluginName, err)
+	}
+	z.counts.count(res)
+	switch res {
+	case resultFallthrough:
+		return nil, passOn, nil
+	case resultServFail:
 		return fail(w, r, dns.RcodeServerFailure, dns.ExtendedErrorCodeNotReady)
 	}
-	return z.write(w, r, m, res)
+	fit(w, r, &m.Msg)
+	return &m.Msg, m.Rcode, nil
 }
 
 // answer makes the answer to a well-formed question about owner, a name without
 // the zone. There is none with resultServFail and with resultFallthrough, which
 // is only if there is a next plugin.
 func (z *zone) answer(rep *replica.Handle, apex *apex, s *scratch, owner []byte, next bool, r *dns.Msg) (*reply, result, error) {
-	q := &r.Question[0]
 	if len(owner) == 0 {
 		m, res := z.atApex(apex, r)
 		return m, res, nil
 	}
-	rec, found := rep.Lookup(owner, s.key[:])
-	switch found {
-	case replica.Unavailable:
+	var found replica.Result
+	s.rec, found = rep.Lookup(owner, s.key[:])
+	switch qtype := r.Question[0].Qtype; {
+	case found == replica.Unavailable:
 		return nil, resultServFail, nil
-	case replica.Found:
-		if q.Qtype == dns.TypeTXT || q.Qtype == dns.TypeANY {
-			m, err := newReply(r).withRecord(q.Name, rec, s)
-			return m, resultSuccess, err
-		}
+	case found == replica.Found && (qtype == dns.TypeTXT || qtype == dns.TypeANY):
+		m, err := newReply(r).withRecord(s)
+		return m, resultSuccess, err
 	}
+	m, res := z.withoutRecord(apex, owner, found, next, r)
+	return m, res, nil
+}
+
+// withoutRecord makes the answer where there is no TXT record to give.
+func (z *zone) withoutRecord(apex *apex, owner []byte, found replica.Result, next bool, r *dns.Msg) (*reply, result) {
+	q := &r.Question[0]
 	if host, ok := apex.hosts[string(owner)]; ok {
 		if rrs := host.addresses(q.Name, q.Qtype); len(rrs) > 0 {
 			m := newReply(r)
 			m.Answer = rrs
-			return m, resultSuccess, nil
+			return m, resultSuccess
 		}
 		found = replica.Empty
 	}
 	if found == replica.Absent && next && z.fall.Through(q.Name) {
-		return nil, resultFallthrough, nil
+		return nil, resultFallthrough
 	}
 	m := newReply(r)
 	m.Ns = append(m.rrs[:0], apex.soaFor(&m.soa, z.name, apex.negativeTTL))
 	if found != replica.Absent {
-		return m, resultNoData, nil
+		return m, resultNoData
 	}
 	m.Rcode = dns.RcodeNameError
-	return m, resultNXDomain, nil
+	return m, resultNXDomain
 }
 
 // atApex makes the answer to a question about the zone's own name.
@@ -271,13 +295,13 @@ func newReply(r *dns.Msg) *reply {
 	return m
 }
 
-// withRecord adds the TXT record of a key.
-func (m *reply) withRecord(name string, rec schema.PublicRecord, s *scratch) (*reply, error) {
-	strings, err := dkimrecord.Split(string(rec.Record().AppendText(s.text[:0])))
+// withRecord adds the TXT record of the key in s.
+func (m *reply) withRecord(s *scratch) (*reply, error) {
+	strings, err := dkimrecord.Split(string(s.rec.Record().AppendText(s.text[:0])))
 	if err != nil {
 		return nil, err
 	}
-	m.txt = dns.TXT{Hdr: header(name, dns.TypeTXT, rec.TTL), Txt: strings}
+	m.txt.Hdr, m.txt.Txt = header(m.question[0].Name, dns.TypeTXT, s.rec.TTL), strings
 	m.rrs[0] = &m.txt
 	m.Answer = m.rrs[:]
 	return m, nil
@@ -287,38 +311,31 @@ func header(name string, rrtype uint16, ttl uint32) dns.RR_Header {
 	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
 }
 
-// write counts and sends m.
-func (z *zone) write(w dns.ResponseWriter, r *dns.Msg, m *reply, res result) (int, error) {
-	z.counts.count(res)
-	send(w, r, &m.Msg)
-	return m.Rcode, nil
-}
-
-// send sends m. The server's writer cuts it to the size it finds in the OPT
-// record of the request, and sends that size back: it is made ours where there
-// is no danger of a reply longer than the client takes.
-func send(w dns.ResponseWriter, r *dns.Msg, m *dns.Msg) {
-	if o := r.IsEdns0(); o != nil {
-		state := request.Request{W: w, Req: r}
-		size := min(o.UDPSize(), maxUDP)
-		switch limit := max(int(size), dns.MinMsgSize); {
-		case state.Proto() == "tcp":
-			size = maxUDP
-		case o.Do(): // signatures may be added
-		case m.Len()+spare <= limit:
-			size = maxUDP
-		default:
-			if m.Truncate(limit); m.Truncated {
-				// The server's writer must find nothing that it could
-				// write longer than this.
-				m.Answer, m.Ns, m.Extra = nil, nil, onlyOPT(m.Extra)
-				size = maxUDP
-			}
-		}
-		o.SetUDPSize(size)
+// fit prepares m and r for the server's writer. That cuts m to the size it finds
+// in the OPT record of the request, and sends that size back: it is made ours
+// where there is no danger of a reply longer than the client takes.
+func fit(w dns.ResponseWriter, r *dns.Msg, m *dns.Msg) {
+	o := r.IsEdns0()
+	if o == nil {
+		return
 	}
-	// An error here is of a client that is gone.
-	_ = w.WriteMsg(m)
+	state := request.Request{W: w, Req: r}
+	size := min(o.UDPSize(), maxUDP)
+	switch limit := max(int(size), dns.MinMsgSize); {
+	case state.Proto() == "tcp":
+		size = maxUDP
+	case o.Do(): // signatures may be added
+	case m.Len()+spare <= limit:
+		size = maxUDP
+	default:
+		if m.Truncate(limit); m.Truncated {
+			// The server's writer must find nothing that it could
+			// write longer than this.
+			m.Answer, m.Ns, m.Extra = nil, nil, onlyOPT(m.Extra)
+			size = maxUDP
+		}
+	}
+	o.SetUDPSize(size)
 }
 
 // onlyOPT is what is left of the additional section of a reply that is cut.
@@ -328,15 +345,15 @@ func onlyOPT(extra []dns.RR) []dns.RR {
 
 const noEDE = 0xffff
 
-// fail writes an error reply, with the reason if the client knows of reasons
+// fail makes an error reply, with the reason if the client knows of reasons
 // (RFC 8914).
-func fail(w dns.ResponseWriter, r *dns.Msg, rcode int, ede uint16) (int, error) {
+func fail(w dns.ResponseWriter, r *dns.Msg, rcode int, ede uint16) (*dns.Msg, int, error) {
 	m := newReply(r)
 	m.Authoritative = false
 	m.Rcode = rcode
 	if ede != noEDE {
 		m.opt.Option = []dns.EDNS0{&dns.EDNS0_EDE{InfoCode: ede}}
 	}
-	send(w, r, &m.Msg)
-	return dns.RcodeSuccess, nil // an error would be written once more
+	fit(w, r, &m.Msg)
+	return &m.Msg, dns.RcodeSuccess, nil // an error would be written once more
 }

@@ -6,10 +6,14 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
@@ -147,52 +151,55 @@ func (s Set) WriteMaster(w io.Writer, serial uint32, mixed bool) error {
 // Load puts the zone into an etcd, many records in a transaction, and returns
 // the serial of the zone.
 func (s Set) Load(ctx context.Context, client *clientv3.Client, mixed bool) (serial uint32, err error) {
-	g, ctx := errgroup.WithContext(ctx)
-	chunks := make(chan int)
-	g.Go(func() error {
-		defer close(chunks)
-		for first := 0; first < s.records; first += opsPerTxn {
-			select {
-			case chunks <- first:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
-	})
-	for range writers {
-		g.Go(func() error {
-			for first := range chunks {
-				if err := s.loadChunk(ctx, client, first, mixed); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
+	if err := s.load(ctx, client, func(i int) (clientv3.Op, error) {
+		value, err := s.Record(i, mixed).Marshal()
+		return clientv3.OpPut(schema.RecordKey(Zone, s.Owner(i)), string(value)), err
+	}); err != nil {
 		return 0, err
 	}
 	value, err := Apex().Marshal()
 	if err != nil {
 		return 0, err
 	}
-	resp, err := client.Put(context.WithoutCancel(ctx), schema.ApexKey(Zone), string(value))
+	resp, err := client.Put(ctx, schema.ApexKey(Zone), string(value))
 	if err != nil {
 		return 0, err
 	}
 	return uint32(resp.Header.GetRevision()), nil //nolint:gosec // the serial is the revision's low 32 bits
 }
 
-func (s Set) loadChunk(ctx context.Context, client *clientv3.Client, first int, mixed bool) error {
-	var ops []clientv3.Op
-	for i := first; i < min(first+opsPerTxn, s.records); i++ {
-		value, err := s.Record(i, mixed).Marshal()
-		if err != nil {
+// LoadSkyDNS puts the records into an etcd the way that CoreDNS's plugin etcd
+// reads them.
+func (s Set) LoadSkyDNS(ctx context.Context, client *clientv3.Client) error {
+	return s.load(ctx, client, func(i int) (clientv3.Op, error) {
+		rec := s.Record(i, false)
+		value, err := json.Marshal(struct {
+			Text string `json:"text"`
+			TTL  uint32 `json:"ttl"`
+		}{rec.Record().String(), rec.TTL})
+		labels := strings.Split(s.Owner(i)+"."+Zone, ".")
+		slices.Reverse(labels)
+		return clientv3.OpPut("/skydns/"+strings.Join(labels, "/"), string(value)), err
+	})
+}
+
+// load puts all records, several transactions at a time.
+func (s Set) load(ctx context.Context, client *clientv3.Client, put func(i int) (clientv3.Op, error)) error {
+	g, inGroup := errgroup.WithContext(ctx)
+	g.SetLimit(writers)
+	for first := 0; first < s.records && inGroup.Err() == nil; first += opsPerTxn {
+		g.Go(func() error {
+			var ops []clientv3.Op
+			for i := first; i < min(first+opsPerTxn, s.records); i++ {
+				op, err := put(i)
+				if err != nil {
+					return err
+				}
+				ops = append(ops, op)
+			}
+			_, err := client.Txn(inGroup).Then(ops...).Commit()
 			return err
-		}
-		ops = append(ops, clientv3.OpPut(schema.RecordKey(Zone, s.Owner(i)), string(value)))
+		})
 	}
-	_, err := client.Txn(ctx).Then(ops...).Commit()
-	return err
+	return errors.Join(g.Wait(), ctx.Err())
 }

@@ -23,8 +23,9 @@ type Etcd struct {
 	cmd *exec.Cmd
 }
 
-// StartEtcd starts the binary with its data in dir.
-func StartEtcd(ctx context.Context, binary, dir string) (*Etcd, error) {
+// StartEtcd starts the binary with its data in dir, on a CPU or on any if that
+// is negative.
+func StartEtcd(ctx context.Context, binary, dir string, cpu int) (*Etcd, error) {
 	var urls [2]string
 	for i := range urls {
 		port, err := FreePort()
@@ -33,11 +34,12 @@ func StartEtcd(ctx context.Context, binary, dir string) (*Etcd, error) {
 		}
 		urls[i] = fmt.Sprintf("http://127.0.0.1:%d", port)
 	}
-	cmd := exec.Command(binary, //nolint:gosec,noctx // the caller built it; Stop ends it
+	args := onCPU(cpu, binary,
 		"--data-dir", dir, "--name", "one", "--initial-cluster", "one="+urls[1],
 		"--listen-client-urls", urls[0], "--advertise-client-urls", urls[0],
 		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1],
 		"--quota-backend-bytes", "8589934592", "--log-level", "error", "--unsafe-no-fsync")
+	cmd := exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // the caller built it; Stop ends it
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {

@@ -10,16 +10,29 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 )
 
 // packages are Debian's packages by the program that is needed of each.
-var packages = map[string]string{
-	"nsd":         "nsd",
-	"knotd":       "knot",
-	"named":       "bind9",
-	"pdns_server": "pdns-server",
-	"dnsperf":     "dnsperf",
+var packages = map[string][]string{
+	"nsd":         {"nsd"},
+	"knotd":       {"knot"},
+	"named":       {"bind9"},
+	"pdns_server": {"pdns-server", "pdns-backend-lmdb"},
+	"dnsperf":     {"dnsperf"},
+}
+
+// installed reports whether the program is there, PowerDNS with its backend.
+func installed(program string) bool {
+	if _, err := exec.LookPath(program); err != nil {
+		return false
+	}
+	if program != "pdns_server" {
+		return true
+	}
+	backends, _ := filepath.Glob("/usr/lib/*/pdns/liblmdbbackend.so") // the pattern is good
+	return len(backends) > 0
 }
 
 // noStart keeps Debian from starting the daemons that it installs.
@@ -30,12 +43,8 @@ const noStart = "/usr/sbin/policy-rc.d"
 func Install(ctx context.Context, out io.Writer, programs ...string) error {
 	var missing []string
 	for _, program := range programs {
-		if _, err := exec.LookPath(program); err == nil {
-			continue
-		}
-		missing = append(missing, packages[program])
-		if program == "pdns_server" {
-			missing = append(missing, "pdns-backend-lmdb")
+		if !installed(program) {
+			missing = append(missing, packages[program]...)
 		}
 	}
 	if len(missing) == 0 {

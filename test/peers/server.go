@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -31,6 +32,19 @@ type Server struct {
 	Prepare func(ctx context.Context, dir string, port int, src Source) error
 	// Command starts the server in the foreground in dir.
 	Command func(dir string) []string
+	// Store, if it is not nil, starts the etcd that the server reads while it
+	// answers. It runs on the server's CPU and is counted with it; the server
+	// finds its URL in the environment as ETCD_URL.
+	Store func(ctx context.Context, dir string, cpu int) (*Etcd, error)
+}
+
+// onCPU is a command line that runs args on a CPU, or on any if that is
+// negative.
+func onCPU(cpu int, args ...string) []string {
+	if cpu < 0 {
+		return args
+	}
+	return append([]string{"taskset", "-c", strconv.Itoa(cpu)}, args...)
 }
 
 // Peers are the servers that Debian has.
@@ -171,6 +185,14 @@ func CoreDNS(name, binary, lines string) Server {
 	}
 }
 
+// CoreDNSEtcd is CoreDNS's plugin etcd of a CoreDNS binary with an etcd of the
+// other binary, whose data in store the caller has made.
+func CoreDNSEtcd(name, binary, etcd, store string) Server {
+	s := CoreDNS(name, binary, "etcd {\nendpoint {$ETCD_URL}\n}\n")
+	s.Store = func(ctx context.Context, _ string, cpu int) (*Etcd, error) { return StartEtcd(ctx, etcd, store, cpu) }
+	return s
+}
+
 var versionNumber = regexp.MustCompile(`[0-9]+\.[0-9]+[0-9.]*`)
 
 // version is empty when the program does not say it.
@@ -185,10 +207,11 @@ type Process struct {
 	Addr  string
 	Start time.Duration // from the start of the process to the first answer
 
-	cmd *exec.Cmd
-	out bytes.Buffer
-	end chan struct{} // closed once the process has ended
-	err error         // how it ended, good from then on
+	cmd   *exec.Cmd
+	store *Etcd // nil if there is none
+	out   bytes.Buffer
+	end   chan struct{} // closed once the process has ended
+	err   error         // how it ended, good from then on
 }
 
 const (
@@ -200,17 +223,21 @@ const (
 // Run starts the server on a CPU, or on any if that is negative, and returns
 // when it has answered the question for the TXT record of name.
 func (s Server) Run(ctx context.Context, dir string, port, cpu int, name string) (*Process, error) {
-	args := s.Command(dir)
-	if cpu >= 0 {
-		args = append([]string{"taskset", "-c", fmt.Sprint(cpu)}, args...)
-	}
+	args := onCPU(cpu, s.Command(dir)...)
 	p := &Process{Addr: fmt.Sprintf("127.0.0.1:%d", port), end: make(chan struct{})}
 	p.cmd = exec.Command(args[0], args[1:]...) //nolint:gosec,noctx // a server of this package; Stop ends it
+	if s.Store != nil {
+		var err error
+		if p.store, err = s.Store(ctx, dir, cpu); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.Name, err)
+		}
+		p.cmd.Env = append(os.Environ(), "ETCD_URL="+p.store.URL)
+	}
 	p.cmd.Dir = dir
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	began := time.Now()
 	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("%s: %w", s.Name, err)
+		return nil, errors.Join(fmt.Errorf("%s: %w", s.Name, err), p.stopStore())
 	}
 	go func() {
 		p.err = p.cmd.Wait()
@@ -228,7 +255,7 @@ func (s Server) Run(ctx context.Context, dir string, port, cpu int, name string)
 		}
 		select {
 		case <-p.end:
-			return nil, fmt.Errorf("%s has ended: %w\n%s", s.Name, p.err, p.out.String())
+			return nil, errors.Join(fmt.Errorf("%s has ended: %w\n%s", s.Name, p.err, p.out.String()), p.stopStore())
 		case <-ctx.Done():
 			return nil, errors.Join(fmt.Errorf("%s: no answer: %w, %v", s.Name, ctx.Err(), reply), p.Stop())
 		case <-time.After(pause):
@@ -236,8 +263,10 @@ func (s Server) Run(ctx context.Context, dir string, port, cpu int, name string)
 	}
 }
 
-// Stop asks the server to end and waits until it has.
-func (p *Process) Stop() error {
+// Stop asks the server, and then its store, to end and waits until they have.
+func (p *Process) Stop() error { return errors.Join(p.stop(), p.stopStore()) }
+
+func (p *Process) stop() error {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
@@ -249,4 +278,11 @@ func (p *Process) Stop() error {
 		return fmt.Errorf("%v did not stop within %v", p.cmd, stopLimit)
 	}
 	return nil
+}
+
+func (p *Process) stopStore() error {
+	if p.store == nil {
+		return nil
+	}
+	return p.store.Stop()
 }

@@ -11,20 +11,37 @@ import (
 	"time"
 )
 
-// Usage is what a server uses, with the processes that it has started.
+// Usage is what a server uses, with the processes that it has started and its
+// store.
 type Usage struct {
 	CPU  time.Duration // user and system
 	RSS  int64         // octets; pages that processes share are counted once
 	Peak int64         // octets; the highest RSS that one process has had
+
+	StoreCPU time.Duration // of CPU, what the store uses
+	StoreRSS int64         // of RSS, what the store uses
 }
 
 // tick is the unit of times in /proc: USER_HZ is 100 on every architecture Go
 // runs on.
 const tick = 10 * time.Millisecond
 
-// Usage reads what the server and its children use. With memory false it is
-// quick and leaves the octets out.
+// Usage reads what the server uses. With memory false it is quick and leaves
+// the octets out.
 func (p *Process) Usage(memory bool) (Usage, error) {
+	u, err := usage(p.cmd.Process.Pid, memory)
+	if err != nil || p.store == nil {
+		return u, err
+	}
+	store, err := usage(p.store.cmd.Process.Pid, memory)
+	return Usage{
+		CPU: u.CPU + store.CPU, RSS: u.RSS + store.RSS, Peak: max(u.Peak, store.Peak),
+		StoreCPU: store.CPU, StoreRSS: store.RSS,
+	}, err
+}
+
+// usage reads what a process and its children use.
+func usage(root int, memory bool) (Usage, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return Usage{}, err
@@ -47,7 +64,6 @@ func (p *Process) Usage(memory bool) (Usage, error) {
 		pid, parent := atoi(filepath.Base(filepath.Dir(file))), atoi(fields[1])
 		all[pid] = process{parent, time.Duration(atoi(fields[11])+atoi(fields[12])) * tick}
 	}
-	root := p.cmd.Process.Pid
 	var u Usage
 	for pid := range all {
 		ancestor := pid

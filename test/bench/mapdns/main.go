@@ -1,5 +1,5 @@
 // Command mapdns is a CoreDNS that answers from a Go map as simply as a plugin
-// can: what the frame itself costs. It also has the dkim plugin, for a
+// can: what the frame itself costs. It also has the plugins dkim and etcd, for a
 // comparison in the same chain.
 package main
 
@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 
 	"github.com/coredns/caddy"
@@ -16,6 +17,7 @@ import (
 	"github.com/coredns/coredns/plugin"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/etcd"
 	_ "github.com/coredns/coredns/plugin/pprof"
 
 	"github.com/miekg/dns"
@@ -23,9 +25,14 @@ import (
 	_ "github.com/dkimzone/dkimzone/plugin/dkim"
 )
 
+// ballast is that of cmd/coredns, for all plugins alike.
+const ballast = 32 << 20
+
 func main() {
+	held := make([]byte, ballast)
+	defer runtime.KeepAlive(held)
 	plugin.Register("map", setup)
-	if err := dnsserver.SetDirectives([]string{"bind", "pprof", "errors", "map", "dkim"}); err != nil {
+	if err := dnsserver.SetDirectives([]string{"bind", "pprof", "errors", "map", "dkim", "etcd"}); err != nil {
 		fmt.Fprintln(os.Stderr, "mapdns:", err)
 		os.Exit(1)
 	}

@@ -26,8 +26,9 @@ const (
 	stride = 7_368_787
 )
 
-// writeQueries writes queries for dnsperf.
-func writeQueries(w io.Writer, set dataset.Set) error {
+// writeQueries writes queries for dnsperf, those for the empty non-terminal
+// only if terminals.
+func writeQueries(w io.Writer, set dataset.Set, terminals bool) error {
 	b := bufio.NewWriter(w)
 	random := rand.New(rand.NewPCG(1, 2))
 	popular := rand.NewZipf(random, skew, 1, uint64(set.Domains()-1)) //nolint:gosec // never negative
@@ -36,6 +37,9 @@ func writeQueries(w io.Writer, set dataset.Set) error {
 		case kind < unknown:
 			fmt.Fprintf(b, "selector%d-stranger-%07d-example._domainkey.%s TXT\n", 1+random.IntN(2), random.IntN(set.Domains()), dataset.Zone)
 		case kind < unknown+terminal:
+			if !terminals {
+				continue
+			}
 			fmt.Fprintf(b, "_domainkey.%s TXT\n", dataset.Zone)
 		default:
 			domain := int(popular.Uint64()) * stride % set.Domains() //nolint:gosec // below the number of domains
@@ -64,9 +68,9 @@ var (
 
 // dnsperf queries the server for some seconds: 8 clients, 200 queries in
 // flight, EDNS.
-func dnsperf(ctx context.Context, port int, file string, seconds int) (answers, error) {
-	cmd := exec.CommandContext(ctx, "taskset", "-c", strconv.Itoa(clientCPU), "dnsperf", "-s", "127.0.0.1", "-p", strconv.Itoa(port), //nolint:gosec // numbers
-		"-d", file, "-c", "8", "-T", "1", "-q", "200", "-e", "-l", strconv.Itoa(seconds))
+func dnsperf(ctx context.Context, s *server, seconds int) (answers, error) {
+	cmd := exec.CommandContext(ctx, "taskset", "-c", strconv.Itoa(clientCPU), "dnsperf", "-s", "127.0.0.1", "-p", strconv.Itoa(s.port), //nolint:gosec // numbers and our own file
+		"-d", s.queries, "-c", "8", "-T", "1", "-q", "200", "-e", "-l", strconv.Itoa(seconds))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return answers{}, fmt.Errorf("%v: %w\n%s", cmd, err, out)

@@ -56,7 +56,7 @@ func run(ctx context.Context, count int, seed uint64, dir string) (err error) {
 			return fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
 		}
 	}
-	etcd, err := peers.StartEtcd(ctx, filepath.Join(dir, "etcd"), filepath.Join(dir, "etcd.data"))
+	etcd, err := peers.StartEtcd(ctx, filepath.Join(dir, "etcd"), filepath.Join(dir, "etcd.data"), -1)
 	if err != nil {
 		return err
 	}
