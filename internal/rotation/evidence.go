@@ -93,3 +93,6 @@ type SignerView struct {
 	// Holds has the ids of the keys it holds, with the time it last signed with each; zero: never.
 	Holds map[string]time.Time
 }
+
+// live reports whether the signer counts at now.
+func (s SignerView) live(now time.Time) bool { return now.Before(s.LeaseExpiry) }

@@ -141,3 +141,17 @@ func (o Override) Validate() error {
 	}
 	return nil
 }
+
+// thaw is when the freeze that holds at now ends, windows that touch or overlap being one; now, if none holds.
+func (p *Policy) thaw(now time.Time) time.Time {
+	end := now
+	for again := true; again; {
+		again = false
+		for _, f := range p.Freezes {
+			if !end.Before(f.Start) && end.Before(f.End) {
+				end, again = f.End, true
+			}
+		}
+	}
+	return end
+}
