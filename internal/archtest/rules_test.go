@@ -20,6 +20,7 @@ var tiers = map[string]int{
 	"telemetry":  1,
 	"pki":        1,
 	"etcdclient": 1,
+	"prober":     1,
 	// Use cases.
 	"authn":   2,
 	"authz":   2,
