@@ -115,6 +115,7 @@ func TestAlias(t *testing.T) {
 		{name: "servers at inner addresses", owner: "selector1._domainkey.inner.dk", want: Unreachable, hint: "not an address of the Internet"},
 		{name: "name servers that need each other", owner: "selector1._domainkey.circle.dk", want: Unreachable, hint: "ns.circle.net: its address was not found"},
 		{name: "name servers that do not exist", owner: "selector1._domainkey.nobody.dk", want: Unreachable, hint: "ns.nowhere.net: has no address"},
+		{name: "name servers of another zone only", owner: "selector1._domainkey.glueless.dk", want: Missing, hint: "Add: selector1._domainkey.glueless.dk. IN CNAME "},
 		{name: "other top-level domain", owner: "selector1._domainkey.example.unknown", want: Missing, hint: "does not exist"},
 	}
 	for _, tt := range tests {
