@@ -2,11 +2,9 @@ package keystore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
@@ -114,39 +112,6 @@ func (s *Store) DomainSnapshot(ctx context.Context, brand string, each func(Doma
 		}
 		return each(d)
 	})
-}
-
-// snapshot calls each for all keys below prefix as they stood at a revision, 0
-// the present one, and returns it. It returns ErrCompacted when etcd forgot it.
-func (s *Store) snapshot(ctx context.Context, prefix string, revision int64, each func(*mvccpb.KeyValue) error) (int64, error) {
-	const pageSize = 1000
-	end := clientv3.GetPrefixRangeEnd(prefix)
-	from := prefix
-	for {
-		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize)}
-		if revision != 0 {
-			opts = append(opts, clientv3.WithRev(revision))
-		}
-		resp, err := s.get(ctx, from, opts...)
-		if errors.Is(err, rpctypes.ErrCompacted) {
-			return 0, fmt.Errorf("%w: %d", ErrCompacted, revision)
-		}
-		if err != nil {
-			return 0, err
-		}
-		if revision == 0 {
-			revision = resp.Header.Revision
-		}
-		for _, kv := range resp.Kvs {
-			if err := each(kv); err != nil {
-				return 0, err
-			}
-		}
-		if !resp.More {
-			return revision, nil
-		}
-		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
-	}
 }
 
 // WatchDomains calls each with every change after revision, in order, all the

@@ -354,6 +354,11 @@ func (silent) Get(ctx context.Context, _ string, _ ...clientv3.OpOption) (*clien
 	return nil, ctx.Err()
 }
 
+func (silent) GetStream(ctx context.Context, _ string, _ ...clientv3.OpOption) (clientv3.GetStreamChan, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
 func (silent) Txn(ctx context.Context) clientv3.Txn { return silentTxn{ctx} }
 
 type silentTxn struct{ ctx context.Context }

@@ -5,6 +5,7 @@ package keystoretest
 import (
 	"bytes"
 	"context"
+	"io"
 	"slices"
 	"sync"
 
@@ -399,8 +400,40 @@ func (r remote) DeleteRange(ctx context.Context, in *pb.DeleteRangeRequest, _ ..
 	return deleted, nil
 }
 
-func (r remote) RangeStream(context.Context, *pb.RangeRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
-	return nil, rpctypes.ErrGRPCNotCapable
+// RangeStream answers in chunks, each read when its turn comes, of which only
+// the last has a header, as etcd does.
+func (r remote) RangeStream(ctx context.Context, in *pb.RangeRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
+	return &chunks{remote: r, ctx: ctx, next: proto.CloneOf(in)}, nil
+}
+
+// chunks is the rest of a stream.
+type chunks struct {
+	grpc.ServerStreamingClient[pb.RangeStreamResponse]
+
+	remote remote
+	ctx    context.Context
+	next   *pb.RangeRequest // nil at the end
+}
+
+func (c *chunks) Recv() (*pb.RangeStreamResponse, error) {
+	if c.next == nil {
+		return nil, io.EOF
+	}
+	c.next.Limit = 100
+	resp, err := c.remote.Range(c.ctx, c.next)
+	if err != nil {
+		return nil, err
+	}
+	if c.next.Revision == 0 {
+		c.next.Revision = resp.Header.Revision
+	}
+	if !resp.More {
+		resp.Header.Revision = c.next.Revision
+		c.next = nil
+		return &pb.RangeStreamResponse{RangeResponse: resp}, nil
+	}
+	c.next.Key = append(bytes.Clone(resp.Kvs[len(resp.Kvs)-1].Key), 0)
+	return &pb.RangeStreamResponse{RangeResponse: &pb.RangeResponse{Kvs: resp.Kvs}}, nil
 }
 
 func (r remote) Compact(ctx context.Context, in *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
