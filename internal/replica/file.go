@@ -168,8 +168,9 @@ func (f *file) load(v *view) (m *meta, err error) {
 			return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 		}
 	}
-	f.warm()
+	there := f.readAhead(shardCount / shardsPerStep)
 	for first := 0; first < shardCount; first += shardsPerStep {
+		<-there[first/shardsPerStep]
 		parts := min(runtime.GOMAXPROCS(0), shardsPerStep)
 		var g errgroup.Group
 		for p := range parts {
@@ -190,18 +191,44 @@ func (f *file) load(v *view) (m *meta, err error) {
 	return m, nil
 }
 
-// warm reads the file from its beginning to its end. bbolt tells the kernel not
-// to read ahead, so that a file that is not in memory would be read page by
-// page, ten times slower. An error is for load to find.
-func (f *file) warm() {
-	r, err := os.Open(f.path)
-	if err != nil {
-		return
+// readAhead reads the file from its beginning to its end, and closes a channel
+// after each of so many parts of it. bbolt tells the kernel not to read ahead, so
+// that a file that is not in memory would be read page by page, ten times slower;
+// and records are in the file nearly in the order in which they are loaded. An
+// error is for load to find.
+func (f *file) readAhead(parts int) []chan struct{} {
+	there := make([]chan struct{}, parts)
+	for i := range there {
+		there[i] = make(chan struct{})
 	}
-	defer r.Close() //nolint:errcheck // only read
-	for buf := make([]byte, 1<<20); err == nil; {
-		_, err = r.Read(buf)
-	}
+	go func() {
+		left := there
+		defer func() {
+			for _, c := range left {
+				close(c)
+			}
+		}()
+		r, err := os.Open(f.path)
+		if err != nil {
+			return
+		}
+		defer r.Close() //nolint:errcheck // only read
+		info, err := r.Stat()
+		if err != nil {
+			return
+		}
+		at := int64(0)
+		for buf := make([]byte, 1<<20); err == nil; {
+			var n int
+			n, err = r.Read(buf)
+			at += int64(n)
+			for len(left) > 0 && at*int64(parts) >= info.Size()*int64(parts-len(left)+1) {
+				close(left[0])
+				left = left[1:]
+			}
+		}
+	}()
+	return there
 }
 
 // loadShards reads the records of shards from to to-1. Loading runs it several
@@ -299,21 +326,20 @@ func (f *file) replace(v *view, m meta) (err error) {
 	}()
 	fresh.db.NoSync = true // nothing counts before the rename
 	m.Records = 0
-	const shardsPerTx = 4
-	for first := 0; first < shardCount; first += shardsPerTx {
+	var pace Pace
+	for i := range shardCount {
+		pace.Step()
 		if err := fresh.db.Update(func(tx *bolt.Tx) error {
 			b, err := tx.CreateBucketIfNotExists(recordBucket)
 			if err != nil {
 				return err
 			}
 			b.FillPercent = 0.9 // keys come in order
-			for i := first; i < first+shardsPerTx; i++ {
-				n, err := saveShard(b, v, i)
-				if err != nil {
-					return err
-				}
-				m.Records += n
+			n, err := saveShard(b, v, i, &pace)
+			if err != nil {
+				return err
 			}
+			m.Records += n
 			return writeMeta(tx, m)
 		}); err != nil {
 			return fmt.Errorf("replica: writing %s: %w", fresh.path, err)
@@ -340,13 +366,15 @@ func (f *file) replace(v *view, m meta) (err error) {
 }
 
 // saveShard puts the records of one shard in key order.
-func saveShard(b *bolt.Bucket, v *view, i int) (int, error) {
+func saveShard(b *bolt.Bucket, v *view, i int, pace *Pace) (int, error) {
 	var names []string
 	v.each(i, func(b block) { names = append(names, string(b.name())) })
+	pace.Step()
 	slices.Sort(names)
 	buf := make([]byte, schema.MaxPublicKeyLen)
 	n := 0
 	for _, name := range names {
+		pace.Step()
 		key := diskKey(name)
 		rec, result := v.lookup(key[1:], buf)
 		switch result {

@@ -45,8 +45,7 @@ func (j *journal) before(owner []byte, old *schema.PublicRecord) {
 		j.open = make(map[string]*schema.PublicRecord)
 	}
 	if len(j.open) >= maxJournalEntries {
-		j.clear()
-		j.tooMuch = true
+		j.stop()
 		return
 	}
 	j.open[string(owner)] = old
@@ -54,6 +53,9 @@ func (j *journal) before(owner []byte, old *schema.PublicRecord) {
 
 // clear forgets all: what follows does not follow from it.
 func (j *journal) clear() { *j = journal{} }
+
+// stop forgets all, and takes no note of changes until it is cleared.
+func (j *journal) stop() { *j = journal{tooMuch: true} }
 
 // commit makes an entry of what changed. v is as it is after the changes.
 func (j *journal) commit(v *view, before, after *Apex) {

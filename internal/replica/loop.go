@@ -57,6 +57,7 @@ type loop struct {
 	due       time.Time // of the next periodic pass
 	hangs     int       // watches that hung one after the other
 	hungAt    int64     // the revision they brought nothing after
+	pace      Pace
 }
 
 // hold is a resync that waits for an operator.
@@ -512,7 +513,7 @@ func (l *loop) remove(owner []byte) {
 // before keeps what stands at owner for those who still want it. changes is
 // locked.
 func (l *loop) before(owner []byte) {
-	if !l.Loaded() && len(l.snapshots) == 0 {
+	if len(l.snapshots) == 0 && (!l.Loaded() || l.journal.tooMuch) {
 		return
 	}
 	var old *schema.PublicRecord

@@ -86,6 +86,7 @@ func (s *session) page(ctx context.Context, pg page) error {
 		defer s.changes.Unlock()
 	}
 	for _, kv := range pg.kvs {
+		s.pace.Step()
 		owner, isApex, ok := s.owner(kv.Key)
 		switch {
 		case !ok:
@@ -127,7 +128,7 @@ func (s *session) finish(ctx context.Context) error {
 		p.puts = untouched(p.puts, p.touched)
 	}
 	gone := p.apexKV == nil && s.apexKV != nil && (p.resync || s.apexKV.ModRevision <= p.rev)
-	deletions := s.view.countUnmarked(p.mark)
+	deletions := s.view.countUnmarked(p.mark, &s.pace)
 	if gone {
 		deletions = s.view.len()
 	}
@@ -140,12 +141,12 @@ func (s *session) finish(ctx context.Context) error {
 	s.letGo(ctx, deletions)
 	s.changes.Lock()
 	defer s.changes.Unlock()
-	err := s.applyPass(ctx, p, gone)
 	if p.resync || len(p.puts)+deletions > 0 {
 		// What was listed need not follow from what the serials stood for.
-		s.journal.clear()
+		s.journal.stop()
+		defer s.journal.clear()
 	}
-	if err != nil {
+	if err := s.applyPass(ctx, p, gone); err != nil {
 		return err
 	}
 	if !p.resync {
@@ -167,6 +168,7 @@ func (s *session) finish(ctx context.Context) error {
 // is gone, then the zone object with its serial.
 func (s *session) applyPass(ctx context.Context, p *pass, gone bool) error {
 	for _, c := range p.puts {
+		s.pace.Step()
 		if err := s.put([]byte(c.owner), c.rec); err != nil {
 			return err
 		}
@@ -176,7 +178,9 @@ func (s *session) applyPass(ctx context.Context, p *pass, gone bool) error {
 		s.apexKV = nil
 	}
 	for i := range shardCount {
+		s.pace.Step()
 		for _, name := range s.view.unmarked(i, p.mark) {
+			s.pace.Step()
 			s.remove([]byte(name))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"hash/maphash"
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -208,9 +209,10 @@ func (v *view) mark(owner []byte, mark uint16) {
 }
 
 // countUnmarked is the number of records that do not carry mark.
-func (v *view) countUnmarked(mark uint16) int {
+func (v *view) countUnmarked(mark uint16, pace *Pace) int {
 	n := 0
 	for i := range v.shards {
+		pace.Step()
 		v.each(i, func(b block) {
 			if b.mark() != mark {
 				n++
@@ -233,11 +235,16 @@ func (v *view) unmarked(i int, mark uint16) []string {
 
 // each calls fn for the records of one shard. A block is good only during the
 // call, and fn must not use the view.
-func (v *view) each(i int, fn func(block)) {
+func (v *view) each(i int, fn func(block)) { v.eachFrom(i, 0, math.MaxInt, fn) }
+
+// eachFrom is each for so many slots of the table from the given one on. It
+// reports whether there are more.
+func (v *view) eachFrom(i, first, slots int, fn func(block)) bool {
 	s := &v.shards[i]
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for _, slot := range s.slots {
+	last := first + min(slots, len(s.slots)-first)
+	for _, slot := range s.slots[first:last] {
 		if slot == 0 {
 			continue
 		}
@@ -245,9 +252,11 @@ func (v *view) each(i int, fn func(block)) {
 			fn(b)
 		}
 	}
+	return last < len(s.slots)
 }
 
-// copyShard calls fn for copies of the records of one shard.
+// copyShard calls fn for copies of the records of one shard, of which none may
+// change meanwhile.
 func (v *view) copyShard(i int, fn func(owner string, rec schema.PublicRecord)) error {
 	s := &v.shards[i]
 	s.mu.RLock()
@@ -256,11 +265,16 @@ func (v *view) copyShard(i int, fn func(owner string, rec schema.PublicRecord)) 
 	if closed { // it stays so, and nothing closes a view while it is copied
 		return errClosed
 	}
-	v.each(i, func(b block) {
-		rec := b.record()
-		rec.PublicKey = bytes.Clone(rec.PublicKey)
-		fn(string(b.name()), rec)
-	})
+	const slots = 1024
+	var pace Pace
+	for first, more := 0, true; more; first += slots {
+		pace.Step()
+		more = v.eachFrom(i, first, slots, func(b block) {
+			rec := b.record()
+			rec.PublicKey = bytes.Clone(rec.PublicKey)
+			fn(string(b.name()), rec)
+		})
+	}
 	return nil
 }
 

@@ -180,7 +180,7 @@ func TestViewMarks(t *testing.T) {
 	if v.matches([]byte("_domainkey"), rec, 7) || v.matches([]byte("z"), rec, 7) {
 		t.Error("matches = true where no record stands")
 	}
-	if got := v.countUnmarked(7); got != 1 {
+	if got := v.countUnmarked(7, new(Pace)); got != 1 {
 		t.Errorf("countUnmarked = %d, want 1", got)
 	}
 	var names []string

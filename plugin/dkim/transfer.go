@@ -167,6 +167,7 @@ type batcher struct {
 	batch   []dns.RR
 	stall   *time.Timer
 	stalled bool
+	pace    replica.Pace
 }
 
 func newBatcher(ch chan<- []dns.RR) *batcher {
@@ -186,6 +187,7 @@ func (b *batcher) flush() error {
 		select {
 		case b.ch <- b.batch:
 			b.batch = nil
+			b.pace.Step()
 			return nil
 		case <-b.stall.C:
 			b.stalled = true
