@@ -123,7 +123,11 @@ func Request(p Policy, d Domain, e Evidence, now time.Time) ([]Step, error) {
 			t = l.standbyFor(requested)
 		}
 		if t.ready() {
-			steps = append(steps, l.over(t.standby, ReasonRequested)...)
+			reason := ReasonRequested
+			if t.on != requested {
+				reason = t.reason()
+			}
+			steps = append(steps, l.over(t.standby, reason)...)
 			continue
 		}
 		if t.standby == nil {

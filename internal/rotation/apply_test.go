@@ -147,7 +147,7 @@ func TestRequest(t *testing.T) {
 			}),
 		},
 		{
-			name: "signing key not proven", want: "RETIRE k1 REQUESTED, ACTIVATE k2 REQUESTED",
+			name: "signing key not proven", want: "RETIRE k1 FAILOVER, ACTIVATE k2 FAILOVER",
 			b: newBench(2).holds(rotation.Active, rotation.Prepared).see(rotation.Proven).after(2*day).see(rotation.Proven).see(rotation.Contradicted, "alias s1"),
 		},
 	} {

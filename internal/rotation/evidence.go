@@ -94,5 +94,8 @@ type SignerView struct {
 	Holds map[string]time.Time
 }
 
-// live reports whether the signer counts at now.
-func (s SignerView) live(now time.Time) bool { return now.Before(s.LeaseExpiry) }
+// live reports whether the signer counts at now, by its own clock or ours.
+func (s SignerView) live(now time.Time) bool { return now.Before(s.LeaseExpiry.Add(Margin)) }
+
+// reportedAfter reports whether the signer reported after t by any clock, and so was told what holds since.
+func (s SignerView) reportedAfter(t time.Time) bool { return s.ReportTime.After(t.Add(Margin)) }

@@ -137,10 +137,10 @@ func (l *look) trusted(k *Key) bool {
 // unbroken reports whether the proof that made k ACTIVE still stands, whatever its age.
 //
 // A key became ACTIVE by proof, and its state remembers that. So an observation that is missing, after a restore say, or
-// that has begun anew since, is no reason to stop signing: only a contradiction is. One that was over before the key
-// became ACTIVE was part of the proof.
+// that has begun anew since, is no reason to stop signing: only a contradiction is, until a new proof has stood for as long
+// as the first one.
 func unbroken(k *Key, o Observation) bool {
-	return k.State == Active && (o.DenyTime.IsZero() || !o.Since.IsZero() && o.DenyTime.Before(k.ActivateTime))
+	return k.State == Active && (o.DenyTime.IsZero() || !o.Since.IsZero() && !o.Since.After(k.ActivateTime))
 }
 
 func served(l *look, k *Key) block {
@@ -251,7 +251,7 @@ func due(l *look, _ *Key) block {
 func reported(l *look, k *Key) block {
 	var silent []string
 	for _, s := range l.e.Signers {
-		if s.live(l.now) && !s.ReportTime.After(k.RetireTime) {
+		if s.live(l.now) && !s.reportedAfter(k.RetireTime) {
 			silent = append(silent, s.ID)
 		}
 	}
@@ -269,9 +269,9 @@ func drained(l *look, k *Key) block { return l.before(l.lastUse(k).Add(l.p.Drain
 func (l *look) lastUse(k *Key) time.Time {
 	last := k.RetireTime.Add(l.p.validity())
 	for _, s := range l.e.Signers {
-		if s.ReportTime.After(k.RetireTime) {
+		if s.reportedAfter(k.RetireTime) {
 			last = later(last, s.Holds[k.ID])
-		} else if !s.LeaseExpiry.After(l.now) {
+		} else if !s.live(l.now) {
 			last = later(last, s.LeaseExpiry)
 		}
 	}

@@ -130,6 +130,14 @@ type turn struct {
 // ready reports whether the standby may take over now.
 func (t turn) ready() bool { return t.standby != nil && len(t.closed) == 0 }
 
+// reason is why the standby takes over when nothing is scheduled.
+func (t turn) reason() string {
+	if t.on == failover {
+		return ReasonFailover
+	}
+	return ReasonFirstKey
+}
+
 // opens is when time alone lets the standby take over, if nothing else is missing.
 func (t turn) opens() (time.Time, bool) {
 	var at time.Time
@@ -217,15 +225,12 @@ func (l *look) change(p *plan, t turn) {
 		}
 		return
 	}
-	switch t.on {
-	case first:
-		p.Steps = append(p.Steps, l.over(t.standby, ReasonFirstKey)...)
-	case failover:
-		p.Steps = append(p.Steps, l.over(t.standby, ReasonFailover)...)
-	default:
+	if t.on == scheduled {
 		_, reason := l.dueTime()
 		p.switches = append(p.switches, l.over(t.standby, reason)...)
+		return
 	}
+	p.Steps = append(p.Steps, l.over(t.standby, t.reason())...)
 }
 
 // signerRetry is how soon to look again whether a signer has fetched the key.

@@ -204,7 +204,7 @@ func TestGates(t *testing.T) {
 		"evidence too old":     {ready().after(time.Hour + 1), "", "true SIGNING", "false EVIDENCE_OLD"},
 		"signer lacks the key": {signer(ready(), time.Hour, "k1"), "", "true SIGNING", "false SIGNER_LACKS_KEY"},
 		"signer holds the key": {signer(ready(), time.Hour, "k1", "k2"), switched, "true SIGNING", "true READY"},
-		"signer is gone":       {signer(ready(), 0, "k1"), switched, "true SIGNING", "true READY"},
+		"signer is gone":       {signer(ready(), -rotation.Margin, "k1"), switched, "true SIGNING", "true READY"},
 		"paused":               {with(ready(), func(b *bench) { b.p.Paused = true }), "", "true SIGNING", "false PAUSED"},
 		"frozen": {with(ready(), func(b *bench) {
 			b.p.Freezes = []rotation.Freeze{{b.t.Add(-day), b.t.Add(1)}}

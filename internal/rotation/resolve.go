@@ -19,27 +19,31 @@ const (
 // BRAND_SHARED mode the evidence of own has the aliases of the shared selectors. A shared key became ACTIVE by no proof
 // about this domain, so here an alias counts only from its first observation on.
 func Resolve(mode Mode, p Policy, own, shared, def *View, now time.Time) Resolution {
+	return resolve(0, mode, &p, own, shared, def, now)
+}
+
+func resolve(off gateID, mode Mode, p *Policy, own, shared, def *View, now time.Time) Resolution {
 	r := Resolution{ValidUntil: now.Add(p.validity())}
 	switch {
 	case mode == ModeBrandDefault:
-		if r.Keys, r.Reason, r.Message = signers(&p, def, nil, now); r.Keys != nil {
+		if r.Keys, r.Reason, r.Message = signers(off, p, def, nil, now); r.Keys != nil {
 			r.Reason, r.Message = ReasonDefaultKey, "the brand signs with its default key"
 		}
 		return r
 	case own == nil:
 		r.Reason, r.Message = ReasonUnknownDomain, "the brand has no such domain"
 	case mode == ModeBrandShared:
-		if r.Keys, r.Reason, r.Message = signers(&p, shared, own, now); r.Keys != nil {
+		if r.Keys, r.Reason, r.Message = signers(off, p, shared, own, now); r.Keys != nil {
 			r.Reason, r.Message = ReasonSharedKey, "the brand's shared key signs"
 			return r
 		}
 	default:
-		if r.Keys, r.Reason, r.Message = signers(&p, own, nil, now); r.Keys != nil {
+		if r.Keys, r.Reason, r.Message = signers(off, p, own, nil, now); r.Keys != nil {
 			r.Reason, r.Message = ReasonOwnKey, "the domain's own key signs"
 			return r
 		}
 	}
-	if r.Keys, _, _ = signers(&p, def, nil, now); r.Keys != nil {
+	if r.Keys, _, _ = signers(off, p, def, nil, now); r.Keys != nil {
 		r.Fallback = true
 		r.Message = "the brand's default key signs, since " + r.Message
 		return r
@@ -50,11 +54,11 @@ func Resolve(mode Mode, p Policy, own, shared, def *View, now time.Time) Resolut
 
 // signers are the keys of a view that may sign for the domain: its own, or that of the user, which then must alias it.
 // If there are none it says why.
-func signers(p *Policy, v, user *View, now time.Time) (keys []SigningKey, reason, message string) {
+func signers(off gateID, p *Policy, v, user *View, now time.Time) (keys []SigningKey, reason, message string) {
 	if v == nil {
 		return nil, ReasonNoKeys, "there are no keys"
 	}
-	l := &look{p: p, d: &v.Domain, e: &v.Evidence, now: now}
+	l := &look{p: p, d: &v.Domain, e: &v.Evidence, now: now, off: off}
 	for _, a := range l.algorithms(nil) {
 		l.enter(a, nil)
 		if l.active == nil {
