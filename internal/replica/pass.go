@@ -56,7 +56,9 @@ func (s *session) startPass(ctx context.Context, cause Cause) {
 	}
 	if p.resync {
 		s.stopWatch()
-		s.logger.LogAttrs(ctx, slog.LevelInfo, "listing the zone", slog.String("cause", string(cause)))
+		if cause != CauseHeld { // of a hold, its begin and its end are told
+			s.logger.LogAttrs(ctx, slog.LevelInfo, "listing the zone", slog.String("cause", string(cause)))
+		}
 	}
 	s.update(func(st *Status) { st.Resyncs[cause]++ })
 	s.pass = p

@@ -28,6 +28,8 @@ const clusterLimit = time.Minute
 type Cluster struct {
 	PKI     *PKI
 	Members []*Member
+
+	links [][]*Proxy // between members, from and to; nil if they are direct
 }
 
 // Member is a member of a Cluster. Its data stays when it is killed.
@@ -37,29 +39,42 @@ type Member struct {
 	DataDir string
 
 	name string
+	env  []string
 	args []string
 }
 
 // StartCluster starts a cluster with access control switched on.
 func StartCluster(tb testing.TB, pki *PKI) *Cluster {
 	tb.Helper()
+	return startCluster(tb, pki, false)
+}
+
+func startCluster(tb testing.TB, pki *PKI, divisible bool) *Cluster {
+	tb.Helper()
 	const size = 3
 	c := &Cluster{PKI: pki}
 	dir := tb.TempDir()
-	var initial, peers []string
+	var initial, peers, hosts []string
 	for i := range size {
-		name, peer := fmt.Sprintf("etcd%d", i+1), "https://"+Addr(tb)
-		initial, peers = append(initial, name+"="+peer), append(peers, peer)
+		name, peer := fmt.Sprintf("etcd%d", i+1), Addr(tb)
+		peers, hosts = append(peers, peer), append(hosts, peer)
+		if divisible {
+			hosts[i] = name + ".test:1" // for the proxies
+		}
+		initial = append(initial, name+"=https://"+hosts[i])
 		c.Members = append(c.Members, &Member{name: name, URL: "https://" + Addr(tb)})
+	}
+	if divisible {
+		c.connect(tb, hosts, peers)
 	}
 	for i, m := range c.Members {
 		// A member also checks the address from which another one connects.
-		cert := pki.Peer(tb, m.name, Host(), "127.0.0.1")
+		cert := pki.Peer(tb, m.name, Host(), "127.0.0.1", m.name+".test")
 		m.DataDir = filepath.Join(dir, m.name)
 		m.args = []string{
 			"--name", m.name, "--data-dir", m.DataDir,
 			"--listen-client-urls", m.URL, "--advertise-client-urls", m.URL,
-			"--listen-peer-urls", peers[i], "--initial-advertise-peer-urls", peers[i],
+			"--listen-peer-urls", "https://" + peers[i], "--initial-advertise-peer-urls", "https://" + hosts[i],
 			"--initial-cluster", strings.Join(initial, ","), "--initial-cluster-state", "new",
 			"--client-cert-auth", "--trusted-ca-file", cert.CA, "--cert-file", cert.Cert, "--key-file", cert.Key,
 			"--peer-client-cert-auth", "--peer-trusted-ca-file", cert.CA, "--peer-cert-file", cert.Cert, "--peer-key-file", cert.Key,
@@ -75,7 +90,7 @@ func StartCluster(tb testing.TB, pki *PKI) *Cluster {
 func (c *Cluster) Start(tb testing.TB, i int) {
 	tb.Helper()
 	m := c.Members[i]
-	m.Process = Start(tb, m.name, Etcd, nil, m.args...)
+	m.Process = Start(tb, m.name, Etcd, m.env, m.args...)
 }
 
 // Kill kills all members.

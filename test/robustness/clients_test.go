@@ -47,6 +47,7 @@ func TestClients(t *testing.T) {
 		if v := n.mustMetric(t, "coredns_dkim_resyncs_total"); v != 1 {
 			t.Errorf("the zone was listed %v times, want once", v)
 		}
+		n.tells(t, nothing...)
 	})
 
 	t.Run("slow TCP clients", func(t *testing.T) {
@@ -78,6 +79,7 @@ func TestClients(t *testing.T) {
 		slow.Wait()
 		s.model.settle(t, n)
 		n.waitSize(t, before)
+		n.tells(t, nothing...)
 	})
 
 	for name, plugin := range map[string]string{"overload": "", "overload with shed": "shed"} {

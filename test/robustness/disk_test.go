@@ -42,6 +42,7 @@ func TestDisk(t *testing.T) {
 		last(t) // answers of the file, judged by the queries that go on
 		n.each((*harness.Proxy).Restore)
 		s.model.settle(t, n)
+		n.tells(t, []string{loaded}, []string{loaded, interrupted, followed})
 	})
 
 	for name, damage := range map[string]func(*os.File, int64) error{
@@ -83,10 +84,11 @@ func TestDisk(t *testing.T) {
 				n.waitReady(t)
 			})
 			s.model.settle(t, n)
-			if name == "emptied" {
-				return // that is a new file
+			if name == "emptied" { // that is a new file
+				n.tells(t, []string{listing("start")}, []string{interrupted, listing("start"), followed})
+				return
 			}
-			n.wantLog(t, "data file is set aside", 10)
+			n.tells(t, []string{setAside, listing("start")}, []string{setAside, interrupted, listing("start"), followed})
 			if v := n.mustMetric(t, fileErrors); v == 0 {
 				t.Errorf("%s = %v", fileErrors, v)
 			}
@@ -116,11 +118,11 @@ func TestDisk(t *testing.T) {
 		if err := n.isReady(); err != nil {
 			t.Error(err)
 		}
-		n.wantLog(t, "data file is not written, serving goes on from memory", 1)
+		n.tells(t, []string{listing("start"), notWritten})
 		if err := os.Remove(filler); err != nil {
 			t.Fatal(err)
 		}
-		n.wantLog(t, "data file is written again", 1)
+		n.tells(t, []string{writtenNow})
 		n.restarting(t, func() {
 			n.Terminate()
 			n.Exit(t, limit)
@@ -129,6 +131,7 @@ func TestDisk(t *testing.T) {
 			n.waitReady(t)
 		})
 		s.model.waitServed(t, n) // from the file
+		n.tells(t, []string{loaded}, []string{loaded, interrupted})
 		n.seen.set(&n.seen.down, true)
 		n.Kill() // its disk goes first
 	})

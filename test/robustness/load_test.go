@@ -150,11 +150,11 @@ func (m *model) ask(n *node) error {
 }
 
 // askKey asks for the i-th name. When strict, it must not be older than what
-// was seen before.
+// was seen before, nor than the zone's serial that was seen before.
 func (m *model) askKey(s *seen, i int, strict bool) (keep func(), err error) {
-	floor := uint64(0)
+	floor, serial := uint64(0), uint64(0)
 	if strict {
-		floor = s.floors[i].Load()
+		floor, serial = s.floors[i].Load(), s.serial.Load()
 	}
 	key, found, err := ask(s.node.dns, owner(i))
 	if err != nil {
@@ -166,7 +166,7 @@ func (m *model) askKey(s *seen, i int, strict bool) (keep func(), err error) {
 			return nil, err
 		}
 	}
-	v, err = m.check(i, floor, v, found)
+	v, err = m.check(i, floor, serial, v, found)
 	return func() { s.raise(i, v) }, err
 }
 

@@ -41,8 +41,15 @@ type model struct {
 
 type history struct {
 	versions map[uint64]version
+	acked    []ack  // in the order of both
 	current  uint64 // the newest that etcd is known to have
 	revision int64  // of the key in etcd, 0 without one
+}
+
+// ack is a version that etcd is known to have had, from a revision on.
+type ack struct {
+	revision int64
+	version  uint64
 }
 
 type version struct{ deleted bool }
@@ -101,7 +108,7 @@ func (m *model) fill(t *testing.T) {
 		}
 		revision := m.do(t, "write names", append(ops, clientv3.OpPut(schema.ApexKey(zone), "", clientv3.WithIgnoreValue()))...)
 		for i := first; i < last; i++ {
-			m.names[i] = history{versions: map[uint64]version{1: {}}, current: 1, revision: revision}
+			m.names[i] = history{versions: map[uint64]version{1: {}}, acked: []ack{{revision, 1}}, current: 1, revision: revision}
 		}
 	}
 	m.top = 1
@@ -159,7 +166,7 @@ func (m *model) write(ctx context.Context, i int, deleted bool) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	// No write overtakes another: each is made upon the one before.
-	resp, err := m.client.Txn(ctx).
+	resp, err := m.client.Txn(clientv3.WithRequireLeader(ctx)).
 		If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).
 		Then(op, clientv3.OpPut(apex, "", clientv3.WithIgnoreValue())).
 		Else(clientv3.OpGet(key)).Commit()
@@ -169,10 +176,7 @@ func (m *model) write(ctx context.Context, i int, deleted bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if resp.Succeeded {
-		h.current, h.revision = v, resp.Header.GetRevision()
-		if deleted {
-			h.revision = 0
-		}
+		h.acknowledge(resp.Header.GetRevision(), v)
 		return nil
 	}
 	// A write that had failed for all we knew was done.
@@ -199,8 +203,21 @@ func (h *history) adopt(i int, kvs []*mvccpb.KeyValue) error {
 	if err != nil {
 		return err
 	}
-	h.current, h.revision = v, kvs[0].ModRevision
+	h.acknowledge(kvs[0].ModRevision, v)
 	return errors.New("written by a write that failed")
+}
+
+// acknowledge notes that etcd has had a version since a revision. Another writer
+// may have noted a later one already.
+func (h *history) acknowledge(revision int64, v uint64) {
+	if n := len(h.acked); n > 0 && revision <= h.acked[n-1].revision {
+		return
+	}
+	h.acked = append(h.acked, ack{revision, v})
+	h.current, h.revision = v, revision
+	if h.versions[v].deleted {
+		h.revision = 0
+	}
 }
 
 // writing writes to the changing names until the function that it returns is
@@ -281,9 +298,10 @@ func (m *model) waitServed(t *testing.T, nodes ...*node) {
 // forgetUndone removes the versions that went with what a backup replaced.
 func (m *model) forgetUndone() {
 	for i := range m.names {
-		for v := range m.names[i].versions {
-			if v > m.names[i].current {
-				delete(m.names[i].versions, v)
+		h := &m.names[i]
+		for v := range h.versions {
+			if v > h.current {
+				delete(h.versions, v)
 			}
 		}
 	}
@@ -306,6 +324,7 @@ func (m *model) rewound(t *testing.T) {
 	defer m.mu.Unlock()
 	for i := range m.names {
 		h := &m.names[i]
+		h.acked = nil // their revisions are of another time
 		j := slices.IndexFunc(kvs, func(kv *mvccpb.KeyValue) bool { return strings.HasSuffix(string(kv.Key), "/"+owner(i)) })
 		if j < 0 {
 			h.current, h.revision = 0, 0
@@ -324,11 +343,18 @@ func (m *model) rewound(t *testing.T) {
 }
 
 // check judges an answer to a question that was asked when floor was the
-// oldest version that might be answered.
-func (m *model) check(i int, floor, v uint64, found bool) (seen uint64, err error) {
+// oldest version that might be answered, and serial had been served: that is a
+// revision of etcd, and all that was written up to it must be served, too.
+func (m *model) check(i int, floor, serial, v uint64, found bool) (seen uint64, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	h := &m.names[i]
+	for _, a := range slices.Backward(h.acked) {
+		if a.revision <= int64(serial) { //nolint:gosec // of 32 bits
+			floor = max(floor, a.version)
+			break
+		}
+	}
 	if found {
 		ver, written := h.versions[v]
 		switch {

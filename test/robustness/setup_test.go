@@ -66,10 +66,15 @@ type site struct {
 	nodes []*node
 }
 
-// newSite starts a site with so many nodes and with queries and writes going on.
+// newSite starts a site with so many nodes, which are asked from then on.
 func newSite(t *testing.T, nodes int) *site {
 	t.Helper()
-	s := &site{t: t, etcd: harness.StartCluster(t, harness.NewPKI(t))}
+	return newSiteOf(t, harness.StartCluster(t, harness.NewPKI(t)), nodes)
+}
+
+func newSiteOf(t *testing.T, etcd *harness.Cluster, nodes int) *site {
+	t.Helper()
+	s := &site{t: t, etcd: etcd}
 	s.model = newModel(s.etcd.Client(t, "dkimd"))
 	s.model.fill(t)
 	for i := range nodes {
@@ -82,6 +87,9 @@ func newSite(t *testing.T, nodes int) *site {
 		s.model.query(t, n)
 	}
 	s.model.settle(t, s.nodes...)
+	for _, n := range s.nodes {
+		n.tells(t, []string{listing("start")})
+	}
 	return s
 }
 
@@ -117,6 +125,7 @@ type node struct {
 	dataDir          string
 	seen             *seen
 	log              string // what the processes before this one wrote
+	told             int    // how much of the log tells has read
 }
 
 func newNode(s *site, name string, more ...string) *node {
@@ -256,20 +265,6 @@ func (n *node) metric(begin string) (float64, error) {
 		}
 	}
 	return sum, nil
-}
-
-// wantLog checks that one line, and not more than so many, tells of something.
-func (n *node) wantLog(t *testing.T, text string, most int) {
-	t.Helper()
-	harness.Eventually(t, limit, n.name+" logs "+strconv.Quote(text), func() error {
-		switch c := strings.Count(n.log+n.Output(), text); {
-		case c == 0:
-			return fmt.Errorf("it does not")
-		case c > most:
-			t.Errorf("%s logged %q %d times, want at most %d", n.name, text, c, most)
-		}
-		return nil
-	})
 }
 
 // size is what a process takes.

@@ -1,0 +1,76 @@
+package robustness_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/dkimzone/dkimzone/test/harness"
+)
+
+// What a node tells, as the log has it before the zone's name.
+const (
+	interrupted = "following etcd is interrupted, serving what there is"
+	followed    = "following etcd again"
+	loaded      = "data file is loaded"
+	setAside    = "data file is set aside, the zone is read from etcd"
+	notWritten  = "data file is not written, serving goes on from memory"
+	writtenNow  = "data file is written again"
+	heldNow     = "resync is held, serving the old records: it would delete too many"
+	heldNoMore  = "resync is no longer held"
+	repaired    = "records differed from etcd although the watch was on, repaired"
+)
+
+// listing is what tells of a listing of the zone.
+func listing(cause string) string { return "listing the zone cause=" + cause }
+
+// lines is what the plugin has told since tells was called last.
+func (n *node) lines() []string {
+	var all []string
+	for line := range strings.Lines((n.log + n.Output())[n.told:]) {
+		if _, text, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "plugin/dkim: "); ok {
+			all = append(all, text)
+		}
+	}
+	return all
+}
+
+// tells waits until a node has told one of the given sequences of lines, and
+// fails the test if it told anything else, or anything again.
+func (n *node) tells(t *testing.T, allowed ...[]string) {
+	t.Helper()
+	harness.Eventually(t, limit, n.name+" tells what happens", func() error {
+		whole := len(n.log + n.Output())
+		lines := n.lines()
+		short := errors.New("nothing yet")
+		for _, want := range allowed {
+			switch err := match(lines, want); {
+			case err == nil:
+				n.told = whole
+				return nil
+			case len(lines) < len(want):
+				short = err
+			}
+		}
+		if slices.ContainsFunc(allowed, func(want []string) bool { return len(lines) < len(want) }) {
+			return short
+		}
+		t.Fatalf("%s told, of %q:\n%s", n.name, allowed, strings.Join(lines, "\n"))
+		return nil
+	})
+}
+
+func match(lines, want []string) error {
+	if len(lines) != len(want) {
+		return fmt.Errorf("%d lines of %q: %q", len(lines), want, lines)
+	}
+	for i, line := range lines {
+		text := strings.Replace(line, " zone="+zone, "", 1)
+		if !strings.HasPrefix(text, want[i]) {
+			return fmt.Errorf("line %q, want %q", text, want[i])
+		}
+	}
+	return nil
+}
