@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"strings"
@@ -83,37 +82,7 @@ func TestClients(t *testing.T) {
 	})
 
 	for name, plugin := range map[string]string{"overload": "", "overload with shed": "shed"} {
-		t.Run(name, func(t *testing.T) {
-			n := newNode(s, "coredns under "+name, plugin)
-			n.start()
-			n.waitReady(t)
-			s.model.query(t, n)
-			s.model.settle(t, n)
-			before := n.size(t)
-			n.seen.set(&n.seen.lossy, true)
-			sent, got := n.flood(t, *faultTime+2*time.Second)
-			t.Logf("%d questions sent, %d answered", sent, got)
-			peak := n.size(t)
-			t.Logf("before %+v, at its end %+v", before, peak)
-			if peak.memory > before.memory+512<<20 {
-				t.Errorf("takes %+v, before %+v", peak, before)
-			}
-			begin := time.Now()
-			harness.Eventually(t, limit, "answers again", func() error {
-				_, _, err := ask(n.dns, owner(changing+5))
-				return err
-			})
-			t.Logf("answers again after %v", time.Since(begin))
-			n.seen.set(&n.seen.lossy, false)
-			s.model.settle(t, n)
-			harness.Eventually(t, limit, "as many goroutines as before", func() error {
-				if now := n.size(t); now.goroutines > before.goroutines+30 {
-					return fmt.Errorf("%+v, before %+v", now, before)
-				}
-				return nil
-			})
-			n.seen.set(&n.seen.down, true)
-		})
+		t.Run(name, func(t *testing.T) { s.overload(t, name, plugin) })
 	}
 }
 
@@ -172,53 +141,4 @@ func neverReads(_ context.Context, c net.Conn, q []byte) {
 			return
 		}
 	}
-}
-
-// flood sends questions as fast as it can and looks at no answer.
-func (n *node) flood(t *testing.T, d time.Duration) (sent, got int64) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	defer cancel()
-	const sockets = 4
-	var mu sync.Mutex
-	var all sync.WaitGroup
-	for range sockets {
-		c, err := net.Dial("udp", n.dns)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all.Go(func() {
-			buf, k := make([]byte, 2048), int64(0)
-			for {
-				if _, err := c.Read(buf); err != nil {
-					break // closed
-				}
-				k++
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			got += k
-		})
-		all.Go(func() {
-			defer c.Close()
-			k := int64(0)
-			for ctx.Err() == nil {
-				q, err := new(dns.Msg).SetQuestion(owner(rand.N(names))+"."+zone+".", dns.TypeTXT).Pack()
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				for range 64 {
-					if _, err := c.Write(q); err == nil {
-						k++
-					}
-				}
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			sent += k
-		})
-	}
-	all.Wait()
-	return sent, got
 }

@@ -19,7 +19,7 @@ import (
 
 const (
 	answerTimeout = 5 * time.Second
-	queryInterval = 4 * time.Millisecond // of each of the queriers of a node
+	queryInterval = 8 * time.Millisecond // of each of the queriers of a node
 	queriers      = 3
 )
 

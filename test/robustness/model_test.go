@@ -350,7 +350,7 @@ func (m *model) check(i int, floor, serial, v uint64, found bool) (seen uint64, 
 	defer m.mu.Unlock()
 	h := &m.names[i]
 	for _, a := range slices.Backward(h.acked) {
-		if a.revision <= int64(serial) { //nolint:gosec // of 32 bits
+		if a.revision <= int64(serial) {
 			floor = max(floor, a.version)
 			break
 		}

@@ -122,6 +122,7 @@ type node struct {
 	ready, metrics   string
 	proxies          []*harness.Proxy
 	corefile         string
+	env              []string
 	dataDir          string
 	seen             *seen
 	log              string // what the processes before this one wrote
@@ -174,7 +175,7 @@ func (n *node) start() {
 	if n.Process != nil {
 		n.log += n.Output()
 	}
-	n.Process = harness.Start(n.t, n.name, harness.CoreDNS, nil, "-conf", n.corefile)
+	n.Process = harness.Start(n.t, n.name, harness.CoreDNS, n.env, "-conf", n.corefile)
 	n.t.Cleanup(func() { n.seen.set(&n.seen.down, true) }) // the process is killed next
 }
 
