@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 
 	"github.com/dkimzone/dkimzone/internal/rotation"
@@ -349,6 +350,31 @@ func TestQuoted(t *testing.T) {
 		if got := unescape(tt.in); got != tt.want {
 			t.Errorf("%q: %q, want %q", tt.in, got, tt.want)
 		}
+	}
+}
+
+// TestReadReferral reads what a server of dk says, of which it may speak only
+// below dk.
+func TestReadReferral(t *testing.T) {
+	m := new(dns.Msg).SetReply(new(dns.Msg).SetQuestion(owner+".", dns.TypeTXT))
+	m.Ns = records(t, "spamtrap.dk. 600 NS ns1.spamtrap.dk.", "spamtrap.dk. 60 NS NS1.hoster.net.", "spamtrap.dk. NS ns1.hoster.net.",
+		"dk. NS a.nic.dk.", ". NS a.root.", "other.dk. NS ns.other.dk.", "_domainkey.spamtrap.dk. NS ns.other.dk.")
+	m.Extra = records(t, "ns1.spamtrap.dk. A 192.0.2.1", "ns1.spamtrap.dk. A 192.0.2.1", "ns1.spamtrap.dk. AAAA 2001:db8::1",
+		"ns1.hoster.net. A 192.0.2.66", "a.nic.dk. A 192.0.2.66", "ns1.spamtrap.dk. CH TXT x")
+	r := readReply(m, "dk.", owner+".", dns.TypeTXT)
+	want := delegation{zone: "spamtrap.dk.", ttl: time.Minute, servers: []server{
+		{"ns1.spamtrap.dk.", []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53"), netip.MustParseAddrPort("[2001:db8::1]:53")}},
+		{"ns1.hoster.net.", nil}, // dk does not speak for net
+	}}
+	if r.kind != referral {
+		t.Fatalf("got %+v", r)
+	}
+	if diff := cmp.Diff(want, r.next, cmp.AllowUnexported(delegation{}, server{}), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	m.Authoritative, m.Ns = true, append(m.Ns, records(t, "spamtrap.dk."+soa)...)
+	if r = readReply(m, "dk.", owner+".", dns.TypeTXT); r.kind != absent || r.apex != "spamtrap.dk." || r.negativeTTL != 60 {
+		t.Errorf("with a SOA record: %+v", r)
 	}
 }
 
