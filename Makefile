@@ -46,7 +46,7 @@ race: ## run all tests under the race detector
 e2e: ## run the end-to-end tests only: separate processes on loopback
 	go test -count=1 -v ./test/...
 
-interop: ## compare our replies with those of other name servers, have them as secondaries, and validate signed answers; Debian, installs them as root
+interop: ## compare our replies with those of other name servers, have them as secondaries, validate signed answers, and judge CNAMEs that they serve; Debian, installs them as root
 	go run ./test/interop/differential -queries $(QUERIES) -seed $(SEED)
 	@for p in named knotd nsd delv unbound-host; do command -v $$p >/dev/null || { apt-get install -y bind9 bind9-dnsutils knot nsd unbound-host; break; }; done
 	go test -tags interop -count=1 -v ./test/interop
