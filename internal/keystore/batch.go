@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"sync"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
 )
 
@@ -158,10 +160,13 @@ func (s *Store) groups(ctx context.Context, changes []Change) (groups []*group, 
 func optimistic(c Change) (_ plan, ok bool, _ error) {
 	d := c.Domain
 	selectors := newSelectors(c.Publish)
+	if d.Kind != rotation.Customer || c.Fence != nil || slices.ContainsFunc(c.Publish, func(p Publication) bool { return p.Retain }) {
+		return plan{}, false, nil
+	}
 	var labels map[string]int64
 	if d.Revision == 0 {
 		candidates := dnsname.HostLabelCandidates(d.Name)
-		label, err := chooseLabel(&d, candidates, nil, selectors)
+		label, err := chooseLabel(&d, candidates, nil, selectors, false)
 		if err != nil {
 			return plan{}, false, nil
 		}
@@ -172,10 +177,10 @@ func optimistic(c Change) (_ plan, ok bool, _ error) {
 		}
 	}
 	shadows := make(map[dnsname.HostLabel]claim)
+	if d.misfit(selectors) != nil {
+		return plan{}, false, nil
+	}
 	for _, sel := range selectors {
-		if !fits(sel, d.HostLabel, d.Zone) {
-			return plan{}, false, nil
-		}
 		for _, l := range dnsname.ShadowLabels(sel, d.HostLabel) {
 			shadows[l] = claim{}
 		}

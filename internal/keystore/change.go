@@ -24,6 +24,30 @@ type Change struct {
 	Publish []Publication
 	// Withdraw holds keys whose records and private halves go.
 	Withdraw []Key
+	// TakeOver lets a new domain have the names of one that another brand gave up,
+	// whose CNAMEs may still be there: its owner has shown to want it.
+	TakeOver bool
+
+	// Actor is who makes the change, of those Events that do not say.
+	Actor  string
+	Events []Event
+	// Status is stored with the change if it is not nil, as SaveStatus does; its
+	// Due does not count. It has the domain's Revision then.
+	Status *Status
+	// Due is when the domain is to be looked at next; zero: at once.
+	Due time.Time
+	// Handled are due entries that the change answers.
+	Handled []DueEntry
+	// Fence is what makes the change depend on its maker's being the leader.
+	Fence *Fence
+}
+
+// due is when the domain is to be looked at after the change.
+func (c *Change) due() time.Time {
+	if c.Due.IsZero() {
+		return c.Domain.UpdateTime
+	}
+	return c.Due
 }
 
 // Publication is a record to write for a key of the domain.
@@ -33,6 +57,12 @@ type Publication struct {
 	Sealed []byte // the sealed private half to keep, if any
 	// New is false when only the record of a published key changes.
 	New bool
+	// Replaces is the key of the same selector, if any, that a new one takes the
+	// place of: its record is overwritten, and its claim and its private half go.
+	Replaces *Key
+	// Retain says that the private half of the replaced key is kept, sealed, to be
+	// disclosed later (Retained).
+	Retain bool
 }
 
 // labelRaces is how often Apply starts again when somebody else claims a host
@@ -45,7 +75,10 @@ const maxTxnOps = 128
 // Apply carries out a change in one transaction and returns the domain as
 // stored. It returns ErrConflict if the domain is no longer the one the change
 // was computed from, or the brand not in the domain's zone; ErrBrandNotFound,
-// ErrZoneNotFound, ErrTooManyKeys, or a *ClaimError.
+// ErrZoneNotFound, ErrTooManyKeys, ErrFenced, or a *ClaimError.
+//
+// With the domain goes a due entry: one for its status, if there is one in the
+// change, else one beside that which the domain has.
 func (s *Store) Apply(ctx context.Context, c Change) (Domain, error) {
 	for range labelRaces {
 		d, again, err := s.tryApply(ctx, c)
@@ -60,14 +93,23 @@ func (s *Store) tryApply(ctx context.Context, c Change) (_ Domain, again bool, _
 	d := c.Domain
 	brandKey := schema.BrandKey(d.Brand)
 	if d.Revision != 0 {
-		return s.commit(ctx, c, d, []clientv3.Cmp{present(brandKey)})
+		return s.commit(ctx, c, d, []clientv3.Cmp{present(brandKey)}, nil)
 	}
-	candidates := dnsname.HostLabelCandidates(d.Name)
+	candidates := d.labelCandidates()
 	claims, brand, err := s.look(ctx, d, candidates)
 	if err != nil {
 		return Domain{}, false, err
 	}
-	d.HostLabel, err = chooseLabel(&d, candidates, claims, newSelectors(c.Publish))
+	d.HostLabel, err = chooseLabel(&d, candidates, claims, newSelectors(c.Publish), c.TakeOver)
+	if err != nil {
+		return Domain{}, false, err
+	}
+	for _, cl := range claims {
+		if cl.domain == d.Name {
+			d.HistoryBlocks = max(d.HistoryBlocks, cl.historyBlocks)
+		}
+	}
+	also, err := inherited(d, claims)
 	if err != nil {
 		return Domain{}, false, err
 	}
@@ -75,7 +117,7 @@ func (s *Store) tryApply(ctx context.Context, c Change) (_ Domain, again bool, _
 	for l, cl := range claims {
 		cmps = append(cmps, unchanged(schema.LabelKey(string(d.Zone), string(l)), cl.revision))
 	}
-	return s.commit(ctx, c, d, cmps)
+	return s.commit(ctx, c, d, cmps, also)
 }
 
 // look reads the claims of a new domain's candidate labels, and its brand, which
@@ -99,10 +141,14 @@ func (s *Store) look(ctx context.Context, d Domain, candidates []dnsname.HostLab
 }
 
 // commit builds and commits the transaction. cmps holds what must still be as it
-// was looked at. again reports that a label was claimed, or the brand changed,
-// meanwhile.
-func (s *Store) commit(ctx context.Context, c Change, d Domain, cmps []clientv3.Cmp) (_ Domain, again bool, _ error) {
+// was looked at, also what is to be written because of that. again reports that a
+// label was claimed, or the brand changed, meanwhile.
+func (s *Store) commit(ctx context.Context, c Change, d Domain, cmps []clientv3.Cmp, also []clientv3.Op) (_ Domain, again bool, _ error) {
 	shadows, err := s.admit(ctx, d, newSelectors(c.Publish))
+	if err != nil {
+		return Domain{}, false, err
+	}
+	retained, err := s.retain(ctx, c, d)
 	if err != nil {
 		return Domain{}, false, err
 	}
@@ -110,6 +156,7 @@ func (s *Store) commit(ctx context.Context, c Change, d Domain, cmps []clientv3.
 	if err != nil {
 		return Domain{}, false, err
 	}
+	ops := slices.Concat(p.ops, also, retained, []clientv3.Op{touchApex(string(d.Zone))})
 	zone, brandKey, apexKey := string(d.Zone), schema.BrandKey(d.Brand), schema.ApexKey(string(d.Zone))
 	for key, revision := range p.unchanged {
 		cmps = append(cmps, unchanged(key, revision))
@@ -120,13 +167,29 @@ func (s *Store) commit(ctx context.Context, c Change, d Domain, cmps []clientv3.
 	for _, f := range p.fresh {
 		reads = append(reads, clientv3.OpGet(schema.FingerprintKey(zone, f.Key.Fingerprint[:])))
 	}
-	resp, err := s.txn(ctx, cmps, append(p.ops, touchApex(zone)), reads)
+	beside := len(reads) // reads[beside+i] is of p.beside[i]
+	for _, key := range p.beside {
+		reads = append(reads, clientv3.OpGet(key, clientv3.WithKeysOnly()))
+	}
+	if max(len(ops), len(cmps)+1, len(reads)+1) > maxTxnOps {
+		return Domain{}, false, fmt.Errorf("%w: in one change of %s", ErrTooManyKeys, d.Name)
+	}
+	resp, err := s.fencedTxn(ctx, c.Fence, cmps, ops, reads)
 	if err != nil {
 		return Domain{}, false, err
 	}
 	if resp.Succeeded {
 		d, err = p.stored(resp.Header.Revision)
 		return d, false, err
+	}
+	for i, key := range p.beside {
+		var revision int64
+		if kv := readAt(resp, beside+i); kv != nil {
+			revision = kv.ModRevision
+		}
+		if revision != p.unchanged[key] {
+			return Domain{}, false, fmt.Errorf("%w: status of %s", ErrConflict, d.Name)
+		}
 	}
 	again, err = why(resp, d, fixed, p.fresh)
 	return Domain{}, again, err
@@ -140,11 +203,16 @@ type plan struct {
 	unchanged map[string]int64 // keys with the mod_revision they must still have, 0: absent
 	ops       []clientv3.Op
 	fresh     []Publication // new ones
+	beside    []string      // those of unchanged that are of the status and its due entries
 }
 
 // planChange plans c. d is c.Domain with its host label, shadows are the claims
 // that its new selectors rest on.
 func planChange(c Change, d Domain, shadows map[dnsname.HostLabel]claim) (plan, error) {
+	blockKey, block, err := d.remember(c.Events, c.Actor, d.UpdateTime)
+	if err != nil {
+		return plan{}, err
+	}
 	value, err := d.marshal()
 	if err != nil {
 		return plan{}, err
@@ -157,7 +225,13 @@ func planChange(c Change, d Domain, shadows map[dnsname.HostLabel]claim) (plan, 
 	p := plan{domainKey: schema.DomainKey(d.Brand, string(d.Name)), value: value, unchanged: make(map[string]int64)}
 	p.unchanged[p.domainKey] = d.Revision
 	p.put(p.domainKey, value)
-	if d.Revision == 0 {
+	if block != nil {
+		p.put(blockKey, block)
+	}
+	if err := p.look(c, d); err != nil {
+		return plan{}, err
+	}
+	if d.Revision == 0 && d.HostLabel != "" {
 		p.put(schema.LabelKey(zone, string(d.HostLabel)), own)
 	}
 	for l, cl := range shadows {
@@ -171,6 +245,31 @@ func planChange(c Change, d Domain, shadows map[dnsname.HostLabel]claim) (plan, 
 		return plan{}, err
 	}
 	return p, p.publish(c, d)
+}
+
+// look plans when the domain is looked at next.
+func (p *plan) look(c Change, d Domain) error {
+	if c.Status == nil {
+		due := schema.DueKey(c.due(), d.Brand, string(d.Name))
+		p.put(due, nil)
+		gone := map[string]bool{due: true}
+		for _, e := range c.Handled {
+			p.handle(e, gone)
+		}
+		return nil
+	}
+	st := *c.Status
+	st.Brand, st.Domain, st.Due = d.Brand, d.Name, c.due()
+	of, err := planStatus(st, c.Handled)
+	if err != nil {
+		return err
+	}
+	p.ops = append(p.ops, of.ops...)
+	for key, revision := range of.unchanged {
+		p.unchanged[key] = revision
+		p.beside = append(p.beside, key)
+	}
+	return nil
 }
 
 func (p *plan) put(key string, value []byte) {
@@ -217,13 +316,32 @@ func (p *plan) publish(c Change, d Domain) error {
 		if pub.New {
 			fingerprintKey := schema.FingerprintKey(zone, pub.Key.Fingerprint[:])
 			p.fresh = append(p.fresh, pub)
-			p.unchanged[recordKey], p.unchanged[fingerprintKey] = 0, 0
+			p.unchanged[fingerprintKey] = 0
+			if pub.Replaces == nil {
+				p.unchanged[recordKey] = 0
+			} else if err := p.replace(*pub.Replaces, pub.Key, d); err != nil {
+				return err
+			}
 			p.put(fingerprintKey, []byte(string(pub.Key.Selector)+"."+string(d.Name)))
 		}
 		if pub.Sealed != nil {
 			p.put(schema.SealedKeyKey(d.Brand, string(d.Name), pub.Key.ID), pub.Sealed)
 		}
 	}
+	return nil
+}
+
+// replace lets go of the key that another takes the place of.
+func (p *plan) replace(old, by Key, d Domain) error {
+	switch {
+	case old.Selector != by.Selector || old.ID == by.ID:
+		return fmt.Errorf("key %s of %s cannot take the place of key %s", by.ID, d.Name, old.ID)
+	case old.Fingerprint == by.Fingerprint:
+		return &ClaimError{Reason: PublicKeyUsedElsewhere, Domain: d.Name, Zone: d.Zone, Selector: by.Selector}
+	}
+	p.ops = append(p.ops,
+		clientv3.OpDelete(schema.FingerprintKey(string(d.Zone), old.Fingerprint[:])),
+		clientv3.OpDelete(schema.SealedKeyKey(d.Brand, string(d.Name), old.ID)))
 	return nil
 }
 
@@ -253,16 +371,16 @@ func why(resp *clientv3.TxnResponse, d Domain, fixed int, fresh []Publication) (
 
 // Admit returns the *ClaimError, if any, with which Apply would refuse new keys
 // in the given selectors of d as things stand, whatever the keys, or
-// ErrBrandNotFound, ErrTooManyKeys or ErrConflict. d is as in Change. Who makes keys asks first,
-// so that a refusal costs none.
-func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selector) error {
+// ErrBrandNotFound, ErrTooManyKeys or ErrConflict. d is as in Change, and so is
+// takeOver. Who makes keys asks first, so that a refusal costs none.
+func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selector, takeOver bool) error {
 	if d.Revision == 0 {
-		candidates := dnsname.HostLabelCandidates(d.Name)
+		candidates := d.labelCandidates()
 		claims, _, err := s.look(ctx, d, candidates)
 		if err != nil {
 			return err
 		}
-		if d.HostLabel, err = chooseLabel(&d, candidates, claims, selectors); err != nil {
+		if d.HostLabel, err = chooseLabel(&d, candidates, claims, selectors, takeOver); err != nil {
 			return err
 		}
 	}
@@ -273,13 +391,14 @@ func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selecto
 // admit tells whether d may have new keys in the given selectors, and returns
 // the claims that this rests on.
 func (s *Store) admit(ctx context.Context, d Domain, selectors []dnsname.Selector) (map[dnsname.HostLabel]claim, error) {
-	for _, sel := range selectors {
-		if !fits(sel, d.HostLabel, d.Zone) {
-			return nil, &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: sel, Label: d.HostLabel}
-		}
+	if err := d.misfit(selectors); err != nil {
+		return nil, err
 	}
 	if deletionOps(d, selectors) > maxTxnOps {
 		return nil, fmt.Errorf("%w: %s", ErrTooManyKeys, d.Name)
+	}
+	if d.Kind == rotation.BrandDefault {
+		return nil, nil
 	}
 	return s.shadows(ctx, d, selectors)
 }
@@ -332,62 +451,6 @@ func (s *Store) claims(ctx context.Context, zone dnsname.Zone, labels []dnsname.
 	return claims, readAt(resp, len(resp.Responses)-1), nil
 }
 
-// DeleteDomain removes a domain, its records and its private keys, and leaves
-// tombstones of its host labels. It returns the revision of the deletion, or
-// ErrDomainNotFound, or ErrConflict if d is not the domain as it stands.
-func (s *Store) DeleteDomain(ctx context.Context, d Domain, now time.Time) (int64, error) {
-	zone, domainKey := string(d.Zone), schema.DomainKey(d.Brand, string(d.Name))
-	tombstone, err := claim{brand: d.Brand, domain: d.Name, deleteTime: now}.marshal()
-	if err != nil {
-		return 0, fmt.Errorf("tombstone of %s: %w", d.Name, err)
-	}
-	ops := []clientv3.Op{
-		clientv3.OpDelete(domainKey),
-		touchApex(zone),
-		clientv3.OpDelete(schema.SealedKeyPrefix(d.Brand, string(d.Name)), clientv3.WithPrefix()),
-	}
-	for _, k := range d.Keys {
-		if !k.Published() {
-			continue
-		}
-		key, err := recordKey(d, k.Selector)
-		if err != nil {
-			return 0, err
-		}
-		ops = append(ops, clientv3.OpDelete(key), clientv3.OpDelete(schema.FingerprintKey(zone, k.Fingerprint[:])))
-	}
-	for _, l := range d.labels() {
-		ops = append(ops, clientv3.OpPut(schema.LabelKey(zone, string(l)), string(tombstone)))
-	}
-	resp, err := s.txn(ctx, []clientv3.Cmp{unchanged(domainKey, d.Revision)}, ops, []clientv3.Op{clientv3.OpGet(domainKey)})
-	if err != nil {
-		return 0, err
-	}
-	if !resp.Succeeded {
-		return 0, missingOrConflict(resp, fmt.Errorf("%w: %s", ErrDomainNotFound, d.Name))
-	}
-	return resp.Header.Revision, nil
-}
-
-// deletionOps is the number of operations that DeleteDomain needs for d with a
-// key in each of the selectors. No domain grows beyond what one transaction
-// deletes.
-func deletionOps(d Domain, selectors []dnsname.Selector) int {
-	d.Keys = slices.Clone(d.Keys)
-	for _, sel := range selectors {
-		if d.KeyIn(sel) == nil {
-			d.Keys = append(d.Keys, Key{Key: rotation.Key{Selector: sel}})
-		}
-	}
-	published := 0
-	for _, k := range d.Keys {
-		if k.Published() {
-			published++
-		}
-	}
-	return 3 + 2*published + len(d.labels())
-}
-
 func newSelectors(publish []Publication) []dnsname.Selector {
 	var selectors []dnsname.Selector
 	for _, p := range publish {
@@ -399,7 +462,7 @@ func newSelectors(publish []Publication) []dnsname.Selector {
 }
 
 func recordKey(d Domain, sel dnsname.Selector) (string, error) {
-	relative, err := dnsname.RelativeOwnerName(sel, d.HostLabel)
+	relative, err := d.RelativeOwner(sel)
 	if err != nil {
 		return "", fmt.Errorf("owner name: %w", err)
 	}

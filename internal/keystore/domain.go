@@ -15,24 +15,31 @@ import (
 	"github.com/dkimzone/dkimzone/internal/schema/schemapb"
 )
 
-// Domain is a customer's signing domain as stored, without key material.
+// Domain is a signing domain as stored, without key material.
 type Domain struct {
-	Brand      string
-	Name       dnsname.Domain
-	Zone       dnsname.Zone
-	HostLabel  dnsname.HostLabel // empty in a new domain: Apply chooses it
+	Brand string
+	Name  dnsname.Domain
+	Zone  dnsname.Zone
+	// Kind says what the keys are for. Those of a brand's own domains have owner
+	// names of their own form, see RelativeOwner.
+	Kind       rotation.Kind
+	HostLabel  dnsname.HostLabel // empty in a new domain: Apply chooses it; a BrandDefault one has none
 	CreateTime time.Time
 	UpdateTime time.Time
 	Selectors  []Selector // those whose keys the service manages
 	Keys       []Key
-	Revision   int64 // store revision it was read or written at; 0: new
+	Policy     rotation.Override // what it sets itself of how its keys rotate
+	// RotateRequested is when somebody asked for a rotation; zero: nobody did.
+	RotateRequested time.Time
+	// Events are the newest ones, in order of time. Apply adds those of the change;
+	// Store.History has the older ones too.
+	Events        []Event
+	HistoryBlocks uint32 // how many blocks of older events were stored; Apply counts
+	Revision      int64  // store revision it was read or written at; 0: new
 }
 
 // Selector is a selector whose keys the service manages.
-type Selector struct {
-	Selector  dnsname.Selector
-	Algorithm keypair.Algorithm
-}
+type Selector = rotation.Selector
 
 // Key is a key of a domain, without key material.
 type Key struct {
@@ -43,6 +50,27 @@ type Key struct {
 
 // Published reports whether a record of the key is served.
 func (k Key) Published() bool { return k.State != rotation.Destroyed }
+
+// RelativeOwner is the name of a selector's record below the apex of the zone:
+// "selector1-spamtrap-dk._domainkey" of a customer's domain and
+// "mail1-acme._domainkey" of the keys that domains of brand acme share, whose host
+// label is "acme" if it is free; "default1._domainkey.acme" of its default keys.
+// The error is a *dnsname.InvalidError if the name would be too long.
+func (d *Domain) RelativeOwner(sel dnsname.Selector) (string, error) {
+	if d.Kind != rotation.BrandDefault {
+		return dnsname.RelativeOwnerName(sel, d.HostLabel)
+	}
+	return dnsname.AliasOwnerName(sel, dnsname.Domain(d.Brand))
+}
+
+// OwnerName is the whole name of a selector's record, which a CNAME has to point
+// at. Errors are as of RelativeOwner.
+func (d *Domain) OwnerName(sel dnsname.Selector) (string, error) {
+	if d.Kind != rotation.BrandDefault {
+		return dnsname.OwnerName(sel, d.HostLabel, d.Zone)
+	}
+	return dnsname.AliasOwnerName(sel, dnsname.Domain(d.Brand+"."+string(d.Zone)))
+}
 
 // ETag changes with every change of the domain.
 func (d Domain) ETag() string { return strconv.FormatInt(d.Revision, 10) }
@@ -83,6 +111,8 @@ func (d *Domain) marshal() ([]byte, error) {
 		HostLabel:        string(d.HostLabel),
 		CreateTimeMicros: schema.Micros(d.CreateTime),
 		UpdateTimeMicros: schema.Micros(d.UpdateTime),
+		Kind:             uint32(d.Kind), Policy: policyValue(d.Policy), RotateRequestMicros: schema.Micros(d.RotateRequested),
+		Events: eventsValue(d.Events, d.impliedWords()), HistoryBlocks: d.HistoryBlocks,
 	}
 	for _, s := range d.Selectors {
 		v.Selectors = append(v.Selectors, &schemapb.Selector{Selector: string(s.Selector), Algorithm: uint32(s.Algorithm)})
@@ -96,6 +126,7 @@ func (d *Domain) marshal() ([]byte, error) {
 			ActivateTimeMicros: schema.Micros(k.ActivateTime),
 			RetireTimeMicros:   schema.Micros(k.RetireTime),
 			RevokeTimeMicros:   schema.Micros(k.RevokeTime),
+			Compromised:        k.Compromised,
 		})
 	}
 	b, err := proto.Marshal(v)
@@ -122,14 +153,20 @@ func domainFrom(kv *mvccpb.KeyValue) (Domain, error) {
 		HostLabel:  dnsname.HostLabel(v.GetHostLabel()),
 		CreateTime: schema.FromMicros(v.GetCreateTimeMicros()),
 		UpdateTime: schema.FromMicros(v.GetUpdateTimeMicros()),
-		Revision:   kv.ModRevision,
+		Kind:       rotation.Kind(v.GetKind()), //nolint:gosec // checked below
+		Policy:     policyFrom(v.GetPolicy()), RotateRequested: schema.FromMicros(v.GetRotateRequestMicros()),
+		HistoryBlocks: v.GetHistoryBlocks(),
+		Revision:      kv.ModRevision,
+	}
+	if v.GetKind() > 255 || !d.Kind.Valid() {
+		return Domain{}, fmt.Errorf("%w: domain %s of %s: unknown kind %d", schema.ErrCorrupt, name, brand, v.GetKind())
 	}
 	for _, s := range v.GetSelectors() {
 		a, err := algorithmFrom(s.GetAlgorithm())
 		if err != nil {
 			return Domain{}, fmt.Errorf("domain %s of %s: %w", name, brand, err)
 		}
-		d.Selectors = append(d.Selectors, Selector{dnsname.Selector(s.GetSelector()), a})
+		d.Selectors = append(d.Selectors, Selector{Selector: dnsname.Selector(s.GetSelector()), Algorithm: a})
 	}
 	for _, p := range v.GetKeys() {
 		k, err := keyFrom(p)
@@ -137,6 +174,10 @@ func domainFrom(kv *mvccpb.KeyValue) (Domain, error) {
 			return Domain{}, fmt.Errorf("domain %s of %s: %w", name, brand, err)
 		}
 		d.Keys = append(d.Keys, k)
+	}
+	var err error
+	if d.Events, err = eventsFrom(v.GetEvents(), d.impliedWords()); err != nil {
+		return Domain{}, fmt.Errorf("domain %s of %s: %w", name, brand, err)
 	}
 	return d, nil
 }
@@ -158,6 +199,7 @@ func keyFrom(p *schemapb.Key) (Key, error) {
 			RetireTime:   schema.FromMicros(p.GetRetireTimeMicros()),
 			RevokeTime:   schema.FromMicros(p.GetRevokeTimeMicros()),
 			TTL:          p.GetTtlSeconds(),
+			Compromised:  p.GetCompromised(),
 		},
 		Testing:     p.GetTesting(),
 		Fingerprint: [schema.FingerprintLen]byte(p.GetFingerprint()),
@@ -169,4 +211,13 @@ func algorithmFrom(v uint32) (keypair.Algorithm, error) {
 		return 0, fmt.Errorf("%w: unknown algorithm %d", schema.ErrCorrupt, v)
 	}
 	return keypair.Algorithm(v), nil
+}
+
+// algorithmOrNone is algorithmFrom where there need not be an algorithm.
+func algorithmOrNone(v uint64) (keypair.Algorithm, error) {
+	if v == 0 {
+		return 0, nil
+	}
+	const unknown = 256
+	return algorithmFrom(uint32(min(v, unknown)))
 }

@@ -64,6 +64,7 @@ func TestStoredForm(t *testing.T) {
 			"1880e980aed3fe9203" + "20c0edbdaed3fe9203" + "2a060a0273311004" + "2a060a0273321001" +
 			"3249" + "0a026b31" + "12027331" + "1804" + "2004" + "2802" + "30901c" + "3a10f00102030405060708090a0b0c0d0eff" +
 			"4080e980aed3fe9203" + "48c0edbdaed3fe9203" + "5080f2faaed3fe9203" + "58c0f6b7afd3fe9203" + "6001",
+		"/dkim/v1/meta/due/1772366402/acme/spamtrap.dk":                                                                "",
 		"/dkim/v1/meta/labels/keys.example.net/spamtrap-dk":                                                            "0a0461636d65" + "120b7370616d747261702e646b",
 		"/dkim/v1/meta/fingerprints/keys.example.net/\xf0\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\xff": hex.EncodeToString([]byte("s1.spamtrap.dk")),
 		"/dkim/v1/priv/deks/acme/0000000007":                                                                           wrapped,

@@ -144,6 +144,11 @@ func noneUnder(prefix string) clientv3.Cmp {
 	return clientv3.Compare(clientv3.CreateRevision(prefix), "=", 0).WithPrefix()
 }
 
+// noneBetween compares with there being no key from one on and before another.
+func noneBetween(from, end string) clientv3.Cmp {
+	return clientv3.Compare(clientv3.CreateRevision(from), "=", 0).WithRange(end)
+}
+
 // storeError marks the errors that stand for "etcd is not there". ctx is that of
 // the caller: calls are cancelled too when the client or etcd stops.
 func storeError(ctx context.Context, err error) error {

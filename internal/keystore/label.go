@@ -1,14 +1,17 @@
 package keystore
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
 	"github.com/dkimzone/dkimzone/internal/schema/schemapb"
 )
@@ -19,7 +22,10 @@ type claim struct {
 	brand      string
 	domain     dnsname.Domain
 	deleteTime time.Time // zero while the domain exists
-	revision   int64     // 0: the label is free
+	// historyBlocks is that of the deleted domain: the one that takes its place
+	// goes on counting.
+	historyBlocks uint32
+	revision      int64 // 0: the label is free
 }
 
 // ClaimReason says why a domain may not have a host label.
@@ -43,6 +49,8 @@ type ClaimError struct {
 	Zone     dnsname.Zone
 	Selector dnsname.Selector  // of the last three reasons
 	Label    dnsname.HostLabel // of SelectorTaken and SelectorDoesNotFit
+	// DeleteTime is when the other brand gave it up, of ReservedForBrand.
+	DeleteTime time.Time
 }
 
 func (e *ClaimError) Error() string {
@@ -66,21 +74,31 @@ func (e *ClaimError) Error() string {
 // chooseLabel picks the host label of a new domain: the one it had before it was
 // deleted, so that its CNAMEs are right again, or else the first candidate that
 // is free. All candidates are looked at, so that a domain is never in two brands
-// under two labels.
-func chooseLabel(d *Domain, candidates []dnsname.HostLabel, claims map[dnsname.HostLabel]claim, selectors []dnsname.Selector) (dnsname.HostLabel, error) {
+// under two labels. With takeOver, that another brand had it is no obstacle.
+func chooseLabel(d *Domain, candidates []dnsname.HostLabel, claims map[dnsname.HostLabel]claim, selectors []dnsname.Selector, takeOver bool) (dnsname.HostLabel, error) {
+	if d.Kind == rotation.BrandDefault {
+		return "", d.misfit(selectors)
+	}
 	var reason ClaimReason
+	var deleteTime time.Time
 	for _, l := range candidates {
 		c := claims[l]
 		switch {
 		case c.revision == 0 || c.domain != d.Name || c.brand == d.Brand:
 		case c.deleteTime.IsZero():
 			reason = ClaimedByOtherBrand
-		case reason == 0:
+		case reason == 0 && !takeOver:
 			reason = ReservedForBrand
 		}
+		if reason == ReservedForBrand && c.domain == d.Name && c.brand != d.Brand && c.deleteTime.After(deleteTime) {
+			deleteTime = c.deleteTime
+		}
 	}
-	if reason != 0 {
+	switch reason {
+	case ClaimedByOtherBrand:
 		return "", &ClaimError{Reason: reason, Domain: d.Name, Zone: d.Zone}
+	case ReservedForBrand:
+		return "", &ClaimError{Reason: reason, Domain: d.Name, Zone: d.Zone, DeleteTime: deleteTime}
 	}
 	var usable []dnsname.HostLabel
 	for _, l := range candidates {
@@ -95,26 +113,79 @@ func chooseLabel(d *Domain, candidates []dnsname.HostLabel, claims map[dnsname.H
 	slices.SortStableFunc(usable, func(a, b dnsname.HostLabel) int {
 		return claims[b].deleteTime.Compare(claims[a].deleteTime)
 	})
-	var unfit dnsname.Selector
+	var misfit error
 	for _, l := range usable {
-		i := slices.IndexFunc(selectors, func(sel dnsname.Selector) bool { return !fits(sel, l, d.Zone) })
-		if i < 0 {
+		labelled := *d
+		labelled.HostLabel = l
+		if misfit = labelled.misfit(selectors); misfit == nil {
 			return l, nil
 		}
-		unfit = selectors[i]
 	}
-	return "", &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: unfit, Label: usable[len(usable)-1]}
+	return "", misfit
 }
 
-// fits reports whether selector and label make an owner name in the zone.
-func fits(sel dnsname.Selector, l dnsname.HostLabel, zone dnsname.Zone) bool {
-	_, err := dnsname.OwnerName(sel, l, zone)
-	return err == nil
+// labelCandidates are the labels that a domain may have, the best first.
+func (d *Domain) labelCandidates() []dnsname.HostLabel {
+	switch d.Kind {
+	case rotation.BrandDefault:
+		return nil
+	case rotation.BrandShared:
+		return append([]dnsname.HostLabel{dnsname.HostLabel(d.Brand)}, dnsname.HostLabelCandidates(d.Name)...)
+	default:
+		return dnsname.HostLabelCandidates(d.Name)
+	}
+}
+
+// misfit returns the *ClaimError of the first selector that makes no owner name
+// with d's label, or nil.
+func (d *Domain) misfit(selectors []dnsname.Selector) error {
+	for _, sel := range selectors {
+		if _, err := d.OwnerName(sel); err != nil {
+			return &ClaimError{Reason: SelectorDoesNotFit, Domain: d.Name, Zone: d.Zone, Selector: sel, Label: d.HostLabel}
+		}
+	}
+	return nil
+}
+
+// inherited are the tombstones, besides that of d's own label, that another brand
+// left of d's name and d's brand takes over: else neither could have the domain
+// again once d is deleted.
+func inherited(d Domain, claims map[dnsname.HostLabel]claim) ([]clientv3.Op, error) {
+	var ops []clientv3.Op
+	for l, c := range claims {
+		if c.revision == 0 || c.domain != d.Name || c.brand == d.Brand || l == d.HostLabel {
+			continue
+		}
+		value, err := claim{brand: d.Brand, domain: d.Name, deleteTime: c.deleteTime}.marshal()
+		if err != nil {
+			return nil, fmt.Errorf("tombstone of %s: %w", d.Name, err)
+		}
+		ops = append(ops, clientv3.OpPut(schema.LabelKey(string(d.Zone), string(l)), string(value)))
+	}
+	return ops, nil
+}
+
+// OwnerOf tells which brand has a customer's domain in a zone; ok is false if none
+// has.
+func (s *Store) OwnerOf(ctx context.Context, zone dnsname.Zone, domain dnsname.Domain) (brand string, ok bool, _ error) {
+	claims, _, err := s.claims(ctx, zone, dnsname.HostLabelCandidates(domain))
+	if err != nil {
+		return "", false, err
+	}
+	for _, c := range claims {
+		if c.revision != 0 && c.domain == domain && c.deleteTime.IsZero() {
+			return c.brand, true, nil
+		}
+	}
+	return "", false, nil
 }
 
 // labels returns all labels that d claims: its host label, and those that must
 // not be another domain's for its selectors to be unambiguous.
 func (d *Domain) labels() []dnsname.HostLabel {
+	if d.Kind == rotation.BrandDefault {
+		return nil
+	}
 	labels := []dnsname.HostLabel{d.HostLabel}
 	add := func(sel dnsname.Selector) {
 		for _, l := range dnsname.ShadowLabels(sel, d.HostLabel) {
@@ -137,6 +208,9 @@ func (d *Domain) labels() []dnsname.HostLabel {
 // released returns the labels that d, as it will stand, no longer needs once the
 // keys are withdrawn.
 func released(withdraw []Key, d Domain) []dnsname.HostLabel {
+	if d.Kind == rotation.BrandDefault {
+		return nil
+	}
 	needed := d.labels()
 	var labels []dnsname.HostLabel
 	for _, k := range withdraw {
@@ -151,7 +225,7 @@ func released(withdraw []Key, d Domain) []dnsname.HostLabel {
 
 func (c claim) marshal() ([]byte, error) {
 	return proto.Marshal(&schemapb.LabelClaim{
-		Brand: c.brand, Domain: string(c.domain), DeleteTimeMicros: schema.Micros(c.deleteTime),
+		Brand: c.brand, Domain: string(c.domain), DeleteTimeMicros: schema.Micros(c.deleteTime), HistoryBlocks: c.historyBlocks,
 	})
 }
 
@@ -167,7 +241,7 @@ func claimFrom(kv *mvccpb.KeyValue) (claim, error) {
 	return claim{
 		brand:      v.GetBrand(),
 		domain:     dnsname.Domain(v.GetDomain()),
-		deleteTime: schema.FromMicros(v.GetDeleteTimeMicros()),
-		revision:   kv.ModRevision,
+		deleteTime: schema.FromMicros(v.GetDeleteTimeMicros()), historyBlocks: v.GetHistoryBlocks(),
+		revision: kv.ModRevision,
 	}, nil
 }

@@ -38,13 +38,22 @@ type world struct {
 	owner   map[string]string            // brand/domain that ever had an owner name
 	label   map[string]dnsname.HostLabel // last label of a brand/domain
 	octets  [][]byte                     // of all public keys made
+	revoked map[string]bool              // ids of keys
+	events  map[string]int               // by brand/domain, how many ever happened
+	brand   map[dnsname.Domain]string    // the last one of a name
+	moved   map[dnsname.Domain]bool      // names that went from one brand to another
+	fence   *keystore.Fence              // of the present leader
+	terms   int
 	now     time.Time
 }
 
-// Several brands provision, publish, withdraw and delete domains whose host
-// labels and dashed selectors collide in every way. Whatever the order:
-// an owner name is only ever one domain's, labels do not move, every record
-// belongs to one key of one live domain, and nothing private is public.
+// Several brands provision, publish, withdraw, refill, revoke, take over and
+// delete domains whose host labels and dashed selectors collide in every way,
+// while a controller looks at them, loses its lead and finds it was slow.
+// Whatever the order: an owner name is only ever one domain's, or of the brand
+// that took it over, labels do not move, every record belongs to one key of one
+// live domain, nothing private is public, no domain is without a due entry, and
+// nothing is left of deleted ones but tombstones and history.
 func TestNamesAreNeverShared(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t)
@@ -52,6 +61,11 @@ func TestNamesAreNeverShared(t *testing.T) {
 			"provision": w.provision,
 			"publish":   w.publish,
 			"withdraw":  w.withdraw,
+			"refill":    w.refill,
+			"revoke":    w.revoke,
+			"look":      w.look,
+			"depose":    w.depose,
+			"report":    w.report,
 			"delete":    w.delete,
 			"":          w.check,
 		})
@@ -67,7 +81,8 @@ var (
 func newWorld(t *rapid.T) *world {
 	w := &world{
 		fake: keystoretest.NewFake(), domains: make(map[string]keystore.Domain), owner: make(map[string]string),
-		label: make(map[string]dnsname.HostLabel), now: time.Unix(1_800_000_000, 0).UTC(),
+		label: make(map[string]dnsname.HostLabel), revoked: make(map[string]bool), events: make(map[string]int),
+		brand: make(map[dnsname.Domain]string), moved: make(map[dnsname.Domain]bool), now: time.Unix(1_800_000_000, 0).UTC(),
 	}
 	w.store = keystore.New(w.fake, time.Minute)
 	apex := schema.Apex{NameServers: []schema.NameServer{{Name: "ns1.example.org"}}}
@@ -79,7 +94,24 @@ func newWorld(t *rapid.T) *world {
 			t.Fatal(err)
 		}
 	}
+	w.elect(t)
 	return w
+}
+
+// elect makes another process the leader.
+func (w *world) elect(t *rapid.T) {
+	if w.fence != nil {
+		if _, err := w.fake.Delete(context.Background(), w.fence.Key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.terms++
+	w.fence = &keystore.Fence{Key: fmt.Sprintf("%s/%d", schema.LeaderPrefix(), w.terms)}
+	resp, err := w.fake.Put(context.Background(), w.fence.Key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.fence.CreateRevision = resp.Header.Revision
 }
 
 func id(brand string, name dnsname.Domain) string { return brand + "/" + string(name) }
@@ -121,12 +153,31 @@ func (w *world) addKeys(t *rapid.T, c *keystore.Change, sels []dnsname.Selector)
 func (w *world) apply(t *rapid.T, c keystore.Change) {
 	w.now = w.now.Add(time.Second)
 	c.Domain.UpdateTime = w.now
+	c.Actor = "rapid"
+	for range rapid.IntRange(0, 5).Draw(t, "events") {
+		c.Events = append(c.Events, keystore.Event{Action: fmt.Sprint("E", w.events[id(c.Domain.Brand, c.Domain.Name)]+len(c.Events))})
+	}
+	if rapid.Bool().Draw(t, "by the leader") {
+		c.Fence = w.fence
+	}
+	if rapid.Bool().Draw(t, "with status") {
+		st, err := w.store.Status(context.Background(), c.Domain.Brand, c.Domain.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Status, c.Due, c.Handled = &st, w.soon(t), w.entries(t, c.Domain.Brand, c.Domain.Name)
+	}
 	before := w.fake.Dump()
 	d, err := w.store.Apply(context.Background(), c)
 	var claim *keystore.ClaimError
 	switch {
 	case err == nil:
 		w.domains[id(d.Brand, d.Name)] = d
+		w.events[id(d.Brand, d.Name)] += len(c.Events)
+		if was, ok := w.brand[d.Name]; ok && was != d.Brand {
+			w.moved[d.Name] = true
+		}
+		w.brand[d.Name] = d.Brand
 	case !errors.As(err, &claim):
 		t.Fatal(err)
 	case !maps.Equal(before, w.fake.Dump()):
@@ -142,7 +193,7 @@ func (w *world) provision(t *rapid.T) {
 	if _, ok := w.domains[id(d.Brand, d.Name)]; ok {
 		t.Skip("is there")
 	}
-	c := keystore.Change{Domain: d}
+	c := keystore.Change{Domain: d, TakeOver: rapid.IntRange(0, 3).Draw(t, "take over") == 0}
 	w.addKeys(t, &c, rapid.SliceOfNDistinct(rapid.SampledFrom(selectors), 0, 3, rapid.ID[dnsname.Selector]).Draw(t, "selectors"))
 	w.apply(t, c)
 }
@@ -169,12 +220,135 @@ func (w *world) withdraw(t *rapid.T) {
 	w.apply(t, c)
 }
 
+// anyKey draws a key of a live domain.
+func (w *world) anyKey(t *rapid.T) (keystore.Domain, int) {
+	d := w.anyDomain(t)
+	if len(d.Keys) == 0 {
+		t.Skip("no key")
+	}
+	return d, rapid.IntRange(0, len(d.Keys)-1).Draw(t, "key")
+}
+
+func (w *world) refill(t *rapid.T) {
+	d, i := w.anyKey(t)
+	old := d.Keys[i]
+	c := keystore.Change{Domain: d}
+	c.Domain.Keys = slices.Delete(slices.Clone(d.Keys), i, i+1)
+	w.addKeys(t, &c, []dnsname.Selector{old.Selector})
+	c.Publish[0].Replaces = &old
+	c.Publish[0].Retain = rapid.Bool().Draw(t, "retain")
+	w.apply(t, c)
+}
+
+func (w *world) revoke(t *rapid.T) {
+	d, i := w.anyKey(t)
+	c := keystore.Change{Domain: d, Publish: []keystore.Publication{{Key: d.Keys[i], Record: schema.PublicRecord{KeyType: dkimrecord.Ed25519}}}}
+	w.apply(t, c)
+	if w.domains[id(d.Brand, d.Name)].Revision != d.Revision {
+		w.revoked[d.Keys[i].ID] = true
+	}
+}
+
+// soon is a time at which a domain may be due.
+func (w *world) soon(t *rapid.T) time.Time {
+	return w.now.Add(time.Duration(rapid.IntRange(-5, 20).Draw(t, "due")) * time.Second)
+}
+
+// entries are the due entries of a domain.
+func (w *world) entries(t *rapid.T, brand string, name dnsname.Domain) []keystore.DueEntry {
+	all, err := w.store.DueBefore(context.Background(), w.now.Add(time.Hour), 10_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(all, func(e keystore.DueEntry) bool { return e.Brand != brand || e.Domain != name })
+}
+
+// look is what the controller does: it takes what is due, saves the status of
+// domains that are there and drops the entries of others. Now and then a domain
+// changes between its read and its write.
+func (w *world) look(t *rapid.T) {
+	ctx := context.Background()
+	due, err := w.store.DueBefore(ctx, w.now, rapid.IntRange(1, 5).Draw(t, "limit"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rapid.IntRange(0, 3).Draw(t, "sweep") == 0 {
+		if err := w.store.DropDue(ctx, w.fence, due...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, e := range due {
+		d, live := w.domains[id(e.Brand, e.Domain)]
+		if !live {
+			if err := w.store.DropDue(ctx, w.fence, e); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		st, err := w.store.Status(ctx, e.Brand, e.Domain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.Due = w.soon(t)
+		raced := rapid.IntRange(0, 3).Draw(t, "race") == 0
+		if raced {
+			w.apply(t, keystore.Change{Domain: d})
+		}
+		_, err = w.store.SaveStatus(ctx, st, w.fence, e)
+		if err != nil && !errors.Is(err, keystore.ErrConflict) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// depose makes another process the leader: nothing that the last one still writes
+// happens.
+func (w *world) depose(t *rapid.T) {
+	old := w.fence
+	w.elect(t)
+	d := w.anyDomain(t)
+	before := w.fake.Dump()
+	c := keystore.Change{Domain: d, Fence: old}
+	if rapid.Bool().Draw(t, "keys") {
+		w.addKeys(t, &c, []dnsname.Selector{"unused"})
+		w.octets = w.octets[:len(w.octets)-1]
+	}
+	_, applyErr := w.store.Apply(context.Background(), c)
+	st := keystore.Status{Brand: d.Brand, Domain: d.Name, Due: w.now}
+	_, saveErr := w.store.SaveStatus(context.Background(), st, old)
+	for _, err := range []error{applyErr, saveErr} {
+		if !errors.Is(err, keystore.ErrFenced) {
+			t.Fatalf("a deposed leader's write: %v", err)
+		}
+	}
+	if !maps.Equal(before, w.fake.Dump()) {
+		t.Fatal("a deposed leader changed the store")
+	}
+}
+
+func (w *world) report(t *rapid.T) {
+	var reports []keystore.Report
+	for _, n := range names {
+		reports = append(reports, keystore.Report{Signer: "mta", Brand: rapid.SampledFrom(brands).Draw(t, "brand"), Domain: n, Time: w.now})
+	}
+	unknown, err := w.store.PutReports(context.Background(), reports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range reports {
+		if _, live := w.domains[id(r.Brand, r.Domain)]; live == slices.Contains(unknown, r.Domain) {
+			t.Fatalf("report on %s: live %t, unknown %t", id(r.Brand, r.Domain), live, !live)
+		}
+	}
+}
+
 func (w *world) delete(t *rapid.T) {
 	d := w.anyDomain(t)
 	w.now = w.now.Add(time.Second)
-	if _, err := w.store.DeleteDomain(context.Background(), d, w.now); err != nil {
+	if _, err := w.store.DeleteDomain(context.Background(), d, w.now, keystore.Event{Action: fmt.Sprint("E", w.events[id(d.Brand, d.Name)])}); err != nil {
 		t.Fatal(err)
 	}
+	w.events[id(d.Brand, d.Name)]++
 	delete(w.domains, id(d.Brand, d.Name))
 }
 
@@ -198,7 +372,8 @@ func (w *world) check(t *rapid.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if first, taken := w.owner[owner]; taken && first != who {
+			// A takeover moves a name to another brand's domain of the same name.
+			if first, taken := w.owner[owner]; taken && first != who && !strings.HasSuffix(first, "/"+string(d.Name)) {
 				t.Fatalf("owner name %s of %s has been one of %s", owner, who, first)
 			}
 			if _, twice := records[owner]; twice {
@@ -214,7 +389,10 @@ func (w *world) check(t *rapid.T) {
 			}
 		}
 		w.checkClaims(t, dump, d)
+		w.checkDue(t, dump, d)
 	}
+	w.checkLeft(t, dump)
+	w.checkHistory(t)
 	for key, value := range dump {
 		switch {
 		case strings.HasPrefix(key, schema.PubPrefix):
@@ -231,6 +409,11 @@ func (w *world) check(t *rapid.T) {
 			delete(records, owner)
 		case strings.HasPrefix(key, schema.FingerprintPrefix(string(zone))):
 			fingerprints++
+		case strings.HasPrefix(key, schema.RetainedPrefix("")):
+			brand, name, _, ok := schema.ParseRetainedKey(key)
+			if _, live := w.domains[id(brand, dnsname.Domain(name))]; !ok || !live {
+				t.Fatalf("%s is retained for no live domain", key)
+			}
 		case strings.HasPrefix(key, schema.Root+"priv/"):
 			sealed++
 		}
@@ -244,6 +427,67 @@ func (w *world) check(t *rapid.T) {
 	}
 	if fingerprints != live || sealed != live {
 		t.Fatalf("%d fingerprints and %d private halves for %d keys", fingerprints, sealed, live)
+	}
+}
+
+// checkDue looks whether d is due some time, and its status is among the reasons.
+func (w *world) checkDue(t *rapid.T, dump map[string]string, d keystore.Domain) {
+	due := false
+	for key := range dump {
+		_, brand, name, ok := schema.ParseDueKey(key)
+		due = due || ok && brand == d.Brand && name == string(d.Name)
+	}
+	if !due {
+		t.Fatalf("%s is never due", id(d.Brand, d.Name))
+	}
+	st, err := w.store.Status(context.Background(), d.Brand, d.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := dump[schema.DueKey(st.Due, d.Brand, string(d.Name))]; st.Revision != 0 && !ok {
+		t.Fatalf("the due entry of the status of %s is gone", id(d.Brand, d.Name))
+	}
+}
+
+// checkLeft looks for what deleted domains should not have left.
+func (w *world) checkLeft(t *rapid.T, dump map[string]string) {
+	live := make(map[string]bool)
+	for _, d := range w.domains {
+		live[schema.StatusKey(d.Brand, string(d.Name))] = true
+		live[schema.ReportKey(d.Brand, string(d.Name), "mta")] = true
+	}
+	for key := range dump {
+		if (strings.HasPrefix(key, schema.AllStatusPrefix()) || strings.HasPrefix(key, schema.Root+"meta/reports/")) && !live[key] {
+			t.Fatalf("%s is left", key)
+		}
+	}
+}
+
+// checkHistory looks whether the newest events are there, in order.
+func (w *world) checkHistory(t *rapid.T) {
+	for who, n := range w.events {
+		brand, name, _ := strings.Cut(who, "/")
+		got, err := w.store.History(context.Background(), brand, dnsname.Domain(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		moved := w.moved[dnsname.Domain(name)] // its blocks may have been overwritten out of turn
+		// Deletions make short blocks.
+		if len(got) < min(n, 4) && (!moved || len(got) == 0) {
+			t.Fatalf("%d events of %s are kept of %d", len(got), who, n)
+		}
+		for i, e := range got {
+			want := n - 1 - i
+			if i > 0 && moved {
+				last := n
+				_, _ = fmt.Sscanf(got[i-1].Action, "E%d", &last)
+				_, _ = fmt.Sscanf(e.Action, "E%d", &want)
+				want = min(want, last-1)
+			}
+			if e.Action != fmt.Sprint("E", want) {
+				t.Fatalf("event %d of %s is %s, want E%d", i, who, e.Action, want)
+			}
+		}
 	}
 }
 

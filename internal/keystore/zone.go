@@ -9,15 +9,21 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
+	"github.com/dkimzone/dkimzone/internal/schema/schemapb"
 )
 
 // Zone is a hosting zone as stored.
 type Zone struct {
 	Name dnsname.Zone
 	schema.Apex
+	// Policy is what the zone sets of how keys rotate; it stands in for that of
+	// Apex.
+	Policy rotation.Override
 	// Revision is the store revision of the last change of anything the zone
 	// serves; it is also where the SOA serial comes from.
 	Revision int64
@@ -33,9 +39,9 @@ func (z Zone) ETag() string {
 
 // CreateZone stores a new zone. It returns ErrZoneExists.
 func (s *Store) CreateZone(ctx context.Context, z Zone) (Zone, error) {
-	value, err := z.Marshal()
+	value, err := z.marshal()
 	if err != nil {
-		return Zone{}, fmt.Errorf("zone %s: %w", z.Name, err)
+		return Zone{}, err
 	}
 	key := schema.ApexKey(string(z.Name))
 	resp, err := s.txn(ctx, []clientv3.Cmp{absent(key)}, []clientv3.Op{clientv3.OpPut(key, string(value))}, nil)
@@ -133,9 +139,9 @@ func pastZone(name dnsname.Zone) string {
 // UpdateZone replaces a zone's settings, if they are still those z was read
 // with. It returns ErrZoneNotFound and ErrConflict.
 func (s *Store) UpdateZone(ctx context.Context, z Zone) (Zone, error) {
-	value, err := z.Marshal()
+	value, err := z.marshal()
 	if err != nil {
-		return Zone{}, fmt.Errorf("zone %s: %w", z.Name, err)
+		return Zone{}, err
 	}
 	key := schema.ApexKey(string(z.Name))
 	resp, err := s.txn(ctx,
@@ -198,11 +204,32 @@ func missingOrConflict(resp *clientv3.TxnResponse, missing error) error {
 	return ErrConflict
 }
 
+func (z Zone) marshal() ([]byte, error) {
+	apex := z.Apex
+	apex.Policy = nil
+	if v := policyValue(z.Policy); v != nil {
+		var err error
+		if apex.Policy, err = (proto.MarshalOptions{Deterministic: true}).Marshal(v); err != nil {
+			return nil, fmt.Errorf("zone %s: %w", z.Name, err)
+		}
+	}
+	value, err := apex.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("zone %s: %w", z.Name, err)
+	}
+	return value, nil
+}
+
 func zoneFrom(kv *mvccpb.KeyValue) (Zone, error) {
 	name := strings.TrimSuffix(strings.TrimPrefix(string(kv.Key), schema.PubPrefix), "/apex")
 	apex, err := schema.UnmarshalApex(kv.Value)
 	if err != nil {
 		return Zone{}, fmt.Errorf("zone %s: %w", name, err)
 	}
-	return Zone{Name: dnsname.Zone(name), Apex: apex, Revision: kv.ModRevision, stored: string(kv.Value)}, nil
+	var policy schemapb.Policy
+	if err := proto.Unmarshal(apex.Policy, &policy); err != nil {
+		return Zone{}, fmt.Errorf("%w: zone %s: policy: %w", schema.ErrCorrupt, name, err)
+	}
+	apex.Policy = nil
+	return Zone{Name: dnsname.Zone(name), Apex: apex, Policy: policyFrom(&policy), Revision: kv.ModRevision, stored: string(kv.Value)}, nil
 }

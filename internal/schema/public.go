@@ -97,6 +97,7 @@ type Apex struct {
 	// delete too much, if it began at or before this revision.
 	AcceptDeletionsRevision int64
 	CreateTime              time.Time
+	Policy                  []byte // how keys rotate; DNS nodes do not look into it
 }
 
 // Marshal is the stored form.
@@ -111,6 +112,7 @@ func (a Apex) Marshal() ([]byte, error) {
 		RecordTtlSeconds:        a.RecordTTL,
 		AcceptDeletionsRevision: a.AcceptDeletionsRevision,
 		CreateTimeMicros:        Micros(a.CreateTime),
+		Policy:                  a.Policy,
 	}
 	for _, ns := range a.NameServers {
 		p := &schemapb.NameServer{Name: ns.Name}
@@ -138,6 +140,7 @@ func UnmarshalApex(b []byte) (Apex, error) {
 		RecordTTL:               v.GetRecordTtlSeconds(),
 		AcceptDeletionsRevision: v.GetAcceptDeletionsRevision(),
 		CreateTime:              FromMicros(v.GetCreateTimeMicros()),
+		Policy:                  v.GetPolicy(),
 	}
 	for _, p := range v.GetNameServers() {
 		ns := NameServer{Name: p.GetName()}

@@ -7,8 +7,16 @@
 //	/dkim/v1/meta/domains/<brand>/<domain>
 //	/dkim/v1/meta/labels/<zone>/<label>           claim or tombstone
 //	/dkim/v1/meta/fingerprints/<zone>/<16 octets> owner name that carries the public key
+//	/dkim/v1/meta/status/<brand>/<domain>         what was observed of the domain
+//	/dkim/v1/meta/due/<second>/<brand>/<domain>   when to look at the domain; no value
+//	/dkim/v1/meta/history/<brand>/<domain>/<n>    a block of older events
+//	/dkim/v1/meta/signers/<id>
+//	/dkim/v1/meta/reports/<brand>/<domain>/<signer id>
+//	/dkim/v1/meta/disclosed/<brand>/<domain>/<key id>  disclosed private key
+//	/dkim/v1/meta/leader/                         election of the controller's leader
 //	/dkim/v1/priv/deks/<brand>/<n>                wrapped data key
 //	/dkim/v1/priv/keys/<brand>/<domain>/<key id>  sealed private key
+//	/dkim/v1/priv/retained/<brand>/<domain>/<key id>  sealed private key that is to be disclosed
 //
 // Everything under pub/ may be read by a DNS node, nothing else may.
 package schema

@@ -185,7 +185,7 @@ func (s *Service) admit(ctx context.Context, d keystore.Domain, missing []keysto
 	for i, sel := range missing {
 		selectors[i] = sel.Selector
 	}
-	err := s.store.Admit(ctx, d, selectors)
+	err := s.store.Admit(ctx, d, selectors, false)
 	if errors.Is(err, keystore.ErrConflict) {
 		return nil // Apply finds it too, and then all is computed anew
 	}

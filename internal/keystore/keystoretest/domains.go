@@ -41,6 +41,7 @@ var domainTests = map[string]func(*testing.T, *env){
 			schema.FingerprintKey(string(zoneName), made.Keys[0].Fingerprint[:]),
 			schema.FingerprintKey(string(zoneName), made.Keys[1].Fingerprint[:]),
 			"/dkim/v1/meta/domains/acme/spamtrap.dk",
+			"/dkim/v1/meta/due/1772366400/acme/spamtrap.dk",
 			"/dkim/v1/meta/labels/keys.example.net/spamtrap-dk",
 			"/dkim/v1/priv/keys/acme/spamtrap.dk/" + made.Keys[0].ID,
 			"/dkim/v1/priv/keys/acme/spamtrap.dk/" + made.Keys[1].ID,
@@ -180,7 +181,7 @@ var domainTests = map[string]func(*testing.T, *env){
 					t.Errorf("%s: no more than %d keys: %v", name, i, err)
 				}
 				wantErr(t, e.unchanged(t, func() error { _, err := e.Apply(t.Context(), c); return err }), keystore.ErrTooManyKeys)
-				wantErr(t, e.Admit(t.Context(), d, []dnsname.Selector{c.Publish[0].Key.Selector}), keystore.ErrTooManyKeys)
+				wantErr(t, e.Admit(t.Context(), d, []dnsname.Selector{c.Publish[0].Key.Selector}, false), keystore.ErrTooManyKeys)
 			}
 			if _, err := e.DeleteDomain(t.Context(), d, now); err != nil {
 				t.Errorf("delete %s with %d keys: %v", name, len(d.Keys), err)

@@ -61,10 +61,10 @@ var raceTests = map[string]func(*testing.T, *env){
 					wantEqual(t, "record of the winner", records[p.Key.Selector], p.Record)
 				}
 				// Two keys each with record, fingerprint and private half; a
-				// new domain also itself and its label.
+				// new domain also itself, its label and its due entry.
 				want := 6
 				if round, ok := before[schema.DomainKey("acme", string(name))]; !ok {
-					want = 8 + int(round.ModRevision)
+					want = 9 + int(round.ModRevision)
 				}
 				if n := len(added(before, e.dump(t))); n != want {
 					t.Fatalf("%d keys were added, want the winner's %d", n, want)

@@ -133,8 +133,10 @@ type Apex struct {
 	// A held resync that began at or before this revision may delete.
 	AcceptDeletionsRevision int64 `protobuf:"varint,9,opt,name=accept_deletions_revision,json=acceptDeletionsRevision,proto3" json:"accept_deletions_revision,omitempty"`
 	CreateTimeMicros        int64 `protobuf:"varint,10,opt,name=create_time_micros,json=createTimeMicros,proto3" json:"create_time_micros,omitempty"`
-	unknownFields           protoimpl.UnknownFields
-	sizeCache               protoimpl.SizeCache
+	// A Policy. DNS nodes do not look into it.
+	Policy        []byte `protobuf:"bytes,11,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Apex) Reset() {
@@ -237,6 +239,13 @@ func (x *Apex) GetCreateTimeMicros() int64 {
 	return 0
 }
 
+func (x *Apex) GetPolicy() []byte {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
 type NameServer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -296,8 +305,13 @@ type Brand struct {
 	Zone             string                 `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
 	DisplayName      string                 `protobuf:"bytes,2,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	CreateTimeMicros int64                  `protobuf:"varint,3,opt,name=create_time_micros,json=createTimeMicros,proto3" json:"create_time_micros,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	Mode             uint32                 `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	Policy           *Policy                `protobuf:"bytes,5,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Whether private keys are disclosed some time after they were destroyed.
+	Disclosure          bool  `protobuf:"varint,6,opt,name=disclosure,proto3" json:"disclosure,omitempty"`
+	DisclosureLagMicros int64 `protobuf:"varint,7,opt,name=disclosure_lag_micros,json=disclosureLagMicros,proto3" json:"disclosure_lag_micros,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Brand) Reset() {
@@ -351,6 +365,34 @@ func (x *Brand) GetCreateTimeMicros() int64 {
 	return 0
 }
 
+func (x *Brand) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Brand) GetPolicy() *Policy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *Brand) GetDisclosure() bool {
+	if x != nil {
+		return x.Disclosure
+	}
+	return false
+}
+
+func (x *Brand) GetDisclosureLagMicros() int64 {
+	if x != nil {
+		return x.DisclosureLagMicros
+	}
+	return 0
+}
+
 // Domain is the value of meta/domains/<brand>/<domain>.
 type Domain struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -360,8 +402,16 @@ type Domain struct {
 	UpdateTimeMicros int64                  `protobuf:"varint,4,opt,name=update_time_micros,json=updateTimeMicros,proto3" json:"update_time_micros,omitempty"`
 	Selectors        []*Selector            `protobuf:"bytes,5,rep,name=selectors,proto3" json:"selectors,omitempty"`
 	Keys             []*Key                 `protobuf:"bytes,6,rep,name=keys,proto3" json:"keys,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	Kind             uint32                 `protobuf:"varint,7,opt,name=kind,proto3" json:"kind,omitempty"`
+	Policy           *Policy                `protobuf:"bytes,8,opt,name=policy,proto3" json:"policy,omitempty"`
+	// When somebody asked for a rotation; 0 for nobody.
+	RotateRequestMicros int64 `protobuf:"varint,9,opt,name=rotate_request_micros,json=rotateRequestMicros,proto3" json:"rotate_request_micros,omitempty"`
+	// The newest events.
+	Events *Events `protobuf:"bytes,10,opt,name=events,proto3" json:"events,omitempty"`
+	// How many blocks of older events were written under meta/history/ so far.
+	HistoryBlocks uint32 `protobuf:"varint,11,opt,name=history_blocks,json=historyBlocks,proto3" json:"history_blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Domain) Reset() {
@@ -436,6 +486,41 @@ func (x *Domain) GetKeys() []*Key {
 	return nil
 }
 
+func (x *Domain) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Domain) GetPolicy() *Policy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *Domain) GetRotateRequestMicros() int64 {
+	if x != nil {
+		return x.RotateRequestMicros
+	}
+	return 0
+}
+
+func (x *Domain) GetEvents() *Events {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *Domain) GetHistoryBlocks() uint32 {
+	if x != nil {
+		return x.HistoryBlocks
+	}
+	return 0
+}
+
 // Selector is a selector whose keys the service manages.
 type Selector struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -504,6 +589,7 @@ type Key struct {
 	RetireTimeMicros   int64  `protobuf:"varint,10,opt,name=retire_time_micros,json=retireTimeMicros,proto3" json:"retire_time_micros,omitempty"`
 	RevokeTimeMicros   int64  `protobuf:"varint,11,opt,name=revoke_time_micros,json=revokeTimeMicros,proto3" json:"revoke_time_micros,omitempty"`
 	Testing            bool   `protobuf:"varint,12,opt,name=testing,proto3" json:"testing,omitempty"`
+	Compromised        bool   `protobuf:"varint,13,opt,name=compromised,proto3" json:"compromised,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -622,6 +708,13 @@ func (x *Key) GetTesting() bool {
 	return false
 }
 
+func (x *Key) GetCompromised() bool {
+	if x != nil {
+		return x.Compromised
+	}
+	return false
+}
+
 // LabelClaim is the value of meta/labels/<zone>/<label>. After its domain is
 // deleted it stays as a tombstone.
 type LabelClaim struct {
@@ -630,8 +723,10 @@ type LabelClaim struct {
 	Domain string                 `protobuf:"bytes,2,opt,name=domain,proto3" json:"domain,omitempty"`
 	// 0 while the domain exists.
 	DeleteTimeMicros int64 `protobuf:"varint,3,opt,name=delete_time_micros,json=deleteTimeMicros,proto3" json:"delete_time_micros,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Of the deleted domain, for the one that takes its place.
+	HistoryBlocks uint32 `protobuf:"varint,4,opt,name=history_blocks,json=historyBlocks,proto3" json:"history_blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LabelClaim) Reset() {
@@ -685,6 +780,628 @@ func (x *LabelClaim) GetDeleteTimeMicros() int64 {
 	return 0
 }
 
+func (x *LabelClaim) GetHistoryBlocks() uint32 {
+	if x != nil {
+		return x.HistoryBlocks
+	}
+	return 0
+}
+
+// Policy is what a zone, a brand or a domain sets of how its keys rotate.
+type Policy struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	IntervalMicros      *int64                 `protobuf:"varint,1,opt,name=interval_micros,json=intervalMicros,proto3,oneof" json:"interval_micros,omitempty"`
+	DrainMicros         *int64                 `protobuf:"varint,2,opt,name=drain_micros,json=drainMicros,proto3,oneof" json:"drain_micros,omitempty"`
+	GapMicros           *int64                 `protobuf:"varint,3,opt,name=gap_micros,json=gapMicros,proto3,oneof" json:"gap_micros,omitempty"`
+	LeadMicros          *int64                 `protobuf:"varint,4,opt,name=lead_micros,json=leadMicros,proto3,oneof" json:"lead_micros,omitempty"`
+	CheckIntervalMicros *int64                 `protobuf:"varint,5,opt,name=check_interval_micros,json=checkIntervalMicros,proto3,oneof" json:"check_interval_micros,omitempty"`
+	JitterPercent       *uint32                `protobuf:"varint,6,opt,name=jitter_percent,json=jitterPercent,proto3,oneof" json:"jitter_percent,omitempty"`
+	Paused              *bool                  `protobuf:"varint,7,opt,name=paused,proto3,oneof" json:"paused,omitempty"`
+	Freezes             []*Freeze              `protobuf:"bytes,8,rep,name=freezes,proto3" json:"freezes,omitempty"`
+	MaxPerHour          *uint32                `protobuf:"varint,9,opt,name=max_per_hour,json=maxPerHour,proto3,oneof" json:"max_per_hour,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_schemapb_values_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Policy) GetIntervalMicros() int64 {
+	if x != nil && x.IntervalMicros != nil {
+		return *x.IntervalMicros
+	}
+	return 0
+}
+
+func (x *Policy) GetDrainMicros() int64 {
+	if x != nil && x.DrainMicros != nil {
+		return *x.DrainMicros
+	}
+	return 0
+}
+
+func (x *Policy) GetGapMicros() int64 {
+	if x != nil && x.GapMicros != nil {
+		return *x.GapMicros
+	}
+	return 0
+}
+
+func (x *Policy) GetLeadMicros() int64 {
+	if x != nil && x.LeadMicros != nil {
+		return *x.LeadMicros
+	}
+	return 0
+}
+
+func (x *Policy) GetCheckIntervalMicros() int64 {
+	if x != nil && x.CheckIntervalMicros != nil {
+		return *x.CheckIntervalMicros
+	}
+	return 0
+}
+
+func (x *Policy) GetJitterPercent() uint32 {
+	if x != nil && x.JitterPercent != nil {
+		return *x.JitterPercent
+	}
+	return 0
+}
+
+func (x *Policy) GetPaused() bool {
+	if x != nil && x.Paused != nil {
+		return *x.Paused
+	}
+	return false
+}
+
+func (x *Policy) GetFreezes() []*Freeze {
+	if x != nil {
+		return x.Freezes
+	}
+	return nil
+}
+
+func (x *Policy) GetMaxPerHour() uint32 {
+	if x != nil && x.MaxPerHour != nil {
+		return *x.MaxPerHour
+	}
+	return 0
+}
+
+type Freeze struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	StartMicros   int64                  `protobuf:"varint,1,opt,name=start_micros,json=startMicros,proto3" json:"start_micros,omitempty"`
+	EndMicros     int64                  `protobuf:"varint,2,opt,name=end_micros,json=endMicros,proto3" json:"end_micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Freeze) Reset() {
+	*x = Freeze{}
+	mi := &file_schemapb_values_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Freeze) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Freeze) ProtoMessage() {}
+
+func (x *Freeze) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Freeze.ProtoReflect.Descriptor instead.
+func (*Freeze) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Freeze) GetStartMicros() int64 {
+	if x != nil {
+		return x.StartMicros
+	}
+	return 0
+}
+
+func (x *Freeze) GetEndMicros() int64 {
+	if x != nil {
+		return x.EndMicros
+	}
+	return 0
+}
+
+// Events is a part of a domain's history. Each event is nine numbers: time,
+// actor, action, key id, selector, algorithm, states (8 * from + to), reason,
+// detail. A time is how many seconds before time_seconds it lies, plus 1; 0 is no
+// time. A word is 0 for none, 2 i + 1 for word i of those that every writer
+// knows, 2 i + 2 for words[i]. In a Domain the names of its selectors, and then
+// the id and the selector of each key, count as the first of words.
+//
+// It is also the value of meta/history/<brand>/<domain>/<number modulo slots>.
+type Events struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TimeSeconds int64                  `protobuf:"varint,1,opt,name=time_seconds,json=timeSeconds,proto3" json:"time_seconds,omitempty"`
+	Words       []string               `protobuf:"bytes,2,rep,name=words,proto3" json:"words,omitempty"`
+	Numbers     []uint64               `protobuf:"varint,3,rep,packed,name=numbers,proto3" json:"numbers,omitempty"`
+	// Of a block: how many there were before it.
+	Number        uint32 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Events) Reset() {
+	*x = Events{}
+	mi := &file_schemapb_values_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Events) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Events) ProtoMessage() {}
+
+func (x *Events) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Events.ProtoReflect.Descriptor instead.
+func (*Events) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Events) GetTimeSeconds() int64 {
+	if x != nil {
+		return x.TimeSeconds
+	}
+	return 0
+}
+
+func (x *Events) GetWords() []string {
+	if x != nil {
+		return x.Words
+	}
+	return nil
+}
+
+func (x *Events) GetNumbers() []uint64 {
+	if x != nil {
+		return x.Numbers
+	}
+	return nil
+}
+
+func (x *Events) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+// Status is the value of meta/status/<brand>/<domain>: what was observed. Times
+// and words are as in Events.
+type Status struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The due entry that stands for this status.
+	DueSeconds  int64    `protobuf:"varint,1,opt,name=due_seconds,json=dueSeconds,proto3" json:"due_seconds,omitempty"`
+	TimeSeconds int64    `protobuf:"varint,2,opt,name=time_seconds,json=timeSeconds,proto3" json:"time_seconds,omitempty"`
+	Words       []string `protobuf:"bytes,3,rep,name=words,proto3" json:"words,omitempty"`
+	// Six each: selector, finding, since, check time, deny time, reason.
+	Aliases []uint64 `protobuf:"varint,4,rep,packed,name=aliases,proto3" json:"aliases,omitempty"`
+	// Six each: key id, then as above.
+	Served []uint64 `protobuf:"varint,5,rep,packed,name=served,proto3" json:"served,omitempty"`
+	// Six each: algorithm of the group, type, whether it is well, reason, message, since.
+	Conditions    []uint64 `protobuf:"varint,6,rep,packed,name=conditions,proto3" json:"conditions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Status) Reset() {
+	*x = Status{}
+	mi := &file_schemapb_values_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Status) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Status) ProtoMessage() {}
+
+func (x *Status) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Status.ProtoReflect.Descriptor instead.
+func (*Status) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Status) GetDueSeconds() int64 {
+	if x != nil {
+		return x.DueSeconds
+	}
+	return 0
+}
+
+func (x *Status) GetTimeSeconds() int64 {
+	if x != nil {
+		return x.TimeSeconds
+	}
+	return 0
+}
+
+func (x *Status) GetWords() []string {
+	if x != nil {
+		return x.Words
+	}
+	return nil
+}
+
+func (x *Status) GetAliases() []uint64 {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *Status) GetServed() []uint64 {
+	if x != nil {
+		return x.Served
+	}
+	return nil
+}
+
+func (x *Status) GetConditions() []uint64 {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+// Signer is the value of meta/signers/<id>.
+type Signer struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Brand              string                 `protobuf:"bytes,1,opt,name=brand,proto3" json:"brand,omitempty"`
+	Description        string                 `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	RegisterTimeMicros int64                  `protobuf:"varint,3,opt,name=register_time_micros,json=registerTimeMicros,proto3" json:"register_time_micros,omitempty"`
+	LeaseExpiryMicros  int64                  `protobuf:"varint,4,opt,name=lease_expiry_micros,json=leaseExpiryMicros,proto3" json:"lease_expiry_micros,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Signer) Reset() {
+	*x = Signer{}
+	mi := &file_schemapb_values_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Signer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Signer) ProtoMessage() {}
+
+func (x *Signer) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Signer.ProtoReflect.Descriptor instead.
+func (*Signer) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Signer) GetBrand() string {
+	if x != nil {
+		return x.Brand
+	}
+	return ""
+}
+
+func (x *Signer) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Signer) GetRegisterTimeMicros() int64 {
+	if x != nil {
+		return x.RegisterTimeMicros
+	}
+	return 0
+}
+
+func (x *Signer) GetLeaseExpiryMicros() int64 {
+	if x != nil {
+		return x.LeaseExpiryMicros
+	}
+	return 0
+}
+
+// Report is the value of meta/reports/<brand>/<domain>/<signer id>. Times are as
+// in Events.
+type Report struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TimeSeconds int64                  `protobuf:"varint,1,opt,name=time_seconds,json=timeSeconds,proto3" json:"time_seconds,omitempty"`
+	KeyIds      []string               `protobuf:"bytes,2,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
+	// The time of the report, then two for each key: first seen, last use.
+	Numbers       []uint64 `protobuf:"varint,3,rep,packed,name=numbers,proto3" json:"numbers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Report) Reset() {
+	*x = Report{}
+	mi := &file_schemapb_values_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Report) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Report) ProtoMessage() {}
+
+func (x *Report) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Report.ProtoReflect.Descriptor instead.
+func (*Report) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Report) GetTimeSeconds() int64 {
+	if x != nil {
+		return x.TimeSeconds
+	}
+	return 0
+}
+
+func (x *Report) GetKeyIds() []string {
+	if x != nil {
+		return x.KeyIds
+	}
+	return nil
+}
+
+func (x *Report) GetNumbers() []uint64 {
+	if x != nil {
+		return x.Numbers
+	}
+	return nil
+}
+
+// RetainedKey is the value of priv/retained/<brand>/<domain>/<key id>.
+type RetainedKey struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Sealed            []byte                 `protobuf:"bytes,1,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	Selector          string                 `protobuf:"bytes,2,opt,name=selector,proto3" json:"selector,omitempty"`
+	Algorithm         uint32                 `protobuf:"varint,3,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	Fingerprint       []byte                 `protobuf:"bytes,4,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	DestroyTimeMicros int64                  `protobuf:"varint,5,opt,name=destroy_time_micros,json=destroyTimeMicros,proto3" json:"destroy_time_micros,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RetainedKey) Reset() {
+	*x = RetainedKey{}
+	mi := &file_schemapb_values_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetainedKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetainedKey) ProtoMessage() {}
+
+func (x *RetainedKey) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetainedKey.ProtoReflect.Descriptor instead.
+func (*RetainedKey) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RetainedKey) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *RetainedKey) GetSelector() string {
+	if x != nil {
+		return x.Selector
+	}
+	return ""
+}
+
+func (x *RetainedKey) GetAlgorithm() uint32 {
+	if x != nil {
+		return x.Algorithm
+	}
+	return 0
+}
+
+func (x *RetainedKey) GetFingerprint() []byte {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return nil
+}
+
+func (x *RetainedKey) GetDestroyTimeMicros() int64 {
+	if x != nil {
+		return x.DestroyTimeMicros
+	}
+	return 0
+}
+
+// DisclosedKey is the value of meta/disclosed/<brand>/<domain>/<key id>.
+type DisclosedKey struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Selector  string                 `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
+	Algorithm uint32                 `protobuf:"varint,2,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	// PKCS #8.
+	PrivateKey         []byte `protobuf:"bytes,3,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	DestroyTimeMicros  int64  `protobuf:"varint,4,opt,name=destroy_time_micros,json=destroyTimeMicros,proto3" json:"destroy_time_micros,omitempty"`
+	DiscloseTimeMicros int64  `protobuf:"varint,5,opt,name=disclose_time_micros,json=discloseTimeMicros,proto3" json:"disclose_time_micros,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DisclosedKey) Reset() {
+	*x = DisclosedKey{}
+	mi := &file_schemapb_values_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisclosedKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisclosedKey) ProtoMessage() {}
+
+func (x *DisclosedKey) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisclosedKey.ProtoReflect.Descriptor instead.
+func (*DisclosedKey) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DisclosedKey) GetSelector() string {
+	if x != nil {
+		return x.Selector
+	}
+	return ""
+}
+
+func (x *DisclosedKey) GetAlgorithm() uint32 {
+	if x != nil {
+		return x.Algorithm
+	}
+	return 0
+}
+
+func (x *DisclosedKey) GetPrivateKey() []byte {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return nil
+}
+
+func (x *DisclosedKey) GetDestroyTimeMicros() int64 {
+	if x != nil {
+		return x.DestroyTimeMicros
+	}
+	return 0
+}
+
+func (x *DisclosedKey) GetDiscloseTimeMicros() int64 {
+	if x != nil {
+		return x.DiscloseTimeMicros
+	}
+	return 0
+}
+
 var File_schemapb_values_proto protoreflect.FileDescriptor
 
 const file_schemapb_values_proto_rawDesc = "" +
@@ -699,7 +1416,7 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"sameDomain\x12\x1f\n" +
 	"\vttl_seconds\x18\x05 \x01(\rR\n" +
 	"ttlSeconds\x12,\n" +
-	"\x12update_time_micros\x18\x06 \x01(\x06R\x10updateTimeMicros\"\xc2\x03\n" +
+	"\x12update_time_micros\x18\x06 \x01(\x06R\x10updateTimeMicros\"\xda\x03\n" +
 	"\x04Apex\x127\n" +
 	"\fname_servers\x18\x01 \x03(\v2\x14.schemapb.NameServerR\vnameServers\x12\x18\n" +
 	"\amailbox\x18\x02 \x01(\tR\amailbox\x12(\n" +
@@ -711,15 +1428,22 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\x12record_ttl_seconds\x18\b \x01(\rR\x10recordTtlSeconds\x12:\n" +
 	"\x19accept_deletions_revision\x18\t \x01(\x03R\x17acceptDeletionsRevision\x12,\n" +
 	"\x12create_time_micros\x18\n" +
-	" \x01(\x03R\x10createTimeMicros\">\n" +
+	" \x01(\x03R\x10createTimeMicros\x12\x16\n" +
+	"\x06policy\x18\v \x01(\fR\x06policy\">\n" +
 	"\n" +
 	"NameServer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
-	"\taddresses\x18\x02 \x03(\fR\taddresses\"l\n" +
+	"\taddresses\x18\x02 \x03(\fR\taddresses\"\xfe\x01\n" +
 	"\x05Brand\x12\x12\n" +
 	"\x04zone\x18\x01 \x01(\tR\x04zone\x12!\n" +
 	"\fdisplay_name\x18\x02 \x01(\tR\vdisplayName\x12,\n" +
-	"\x12create_time_micros\x18\x03 \x01(\x03R\x10createTimeMicros\"\xec\x01\n" +
+	"\x12create_time_micros\x18\x03 \x01(\x03R\x10createTimeMicros\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\rR\x04mode\x12(\n" +
+	"\x06policy\x18\x05 \x01(\v2\x10.schemapb.PolicyR\x06policy\x12\x1e\n" +
+	"\n" +
+	"disclosure\x18\x06 \x01(\bR\n" +
+	"disclosure\x122\n" +
+	"\x15disclosure_lag_micros\x18\a \x01(\x03R\x13disclosureLagMicros\"\xaf\x03\n" +
 	"\x06Domain\x12\x12\n" +
 	"\x04zone\x18\x01 \x01(\tR\x04zone\x12\x1d\n" +
 	"\n" +
@@ -727,10 +1451,16 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\x12create_time_micros\x18\x03 \x01(\x03R\x10createTimeMicros\x12,\n" +
 	"\x12update_time_micros\x18\x04 \x01(\x03R\x10updateTimeMicros\x120\n" +
 	"\tselectors\x18\x05 \x03(\v2\x12.schemapb.SelectorR\tselectors\x12!\n" +
-	"\x04keys\x18\x06 \x03(\v2\r.schemapb.KeyR\x04keys\"D\n" +
+	"\x04keys\x18\x06 \x03(\v2\r.schemapb.KeyR\x04keys\x12\x12\n" +
+	"\x04kind\x18\a \x01(\rR\x04kind\x12(\n" +
+	"\x06policy\x18\b \x01(\v2\x10.schemapb.PolicyR\x06policy\x122\n" +
+	"\x15rotate_request_micros\x18\t \x01(\x03R\x13rotateRequestMicros\x12(\n" +
+	"\x06events\x18\n" +
+	" \x01(\v2\x10.schemapb.EventsR\x06events\x12%\n" +
+	"\x0ehistory_blocks\x18\v \x01(\rR\rhistoryBlocks\"D\n" +
 	"\bSelector\x12\x1a\n" +
 	"\bselector\x18\x01 \x01(\tR\bselector\x12\x1c\n" +
-	"\talgorithm\x18\x02 \x01(\rR\talgorithm\"\x9a\x03\n" +
+	"\talgorithm\x18\x02 \x01(\rR\talgorithm\"\xbc\x03\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bselector\x18\x02 \x01(\tR\bselector\x12\x1c\n" +
@@ -745,12 +1475,76 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\x12retire_time_micros\x18\n" +
 	" \x01(\x03R\x10retireTimeMicros\x12,\n" +
 	"\x12revoke_time_micros\x18\v \x01(\x03R\x10revokeTimeMicros\x12\x18\n" +
-	"\atesting\x18\f \x01(\bR\atesting\"h\n" +
+	"\atesting\x18\f \x01(\bR\atesting\x12 \n" +
+	"\vcompromised\x18\r \x01(\bR\vcompromised\"\x8f\x01\n" +
 	"\n" +
 	"LabelClaim\x12\x14\n" +
 	"\x05brand\x18\x01 \x01(\tR\x05brand\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12,\n" +
-	"\x12delete_time_micros\x18\x03 \x01(\x03R\x10deleteTimeMicrosB7Z5github.com/dkimzone/dkimzone/internal/schema/schemapbb\x06proto3"
+	"\x12delete_time_micros\x18\x03 \x01(\x03R\x10deleteTimeMicros\x12%\n" +
+	"\x0ehistory_blocks\x18\x04 \x01(\rR\rhistoryBlocks\"\x8a\x04\n" +
+	"\x06Policy\x12,\n" +
+	"\x0finterval_micros\x18\x01 \x01(\x03H\x00R\x0eintervalMicros\x88\x01\x01\x12&\n" +
+	"\fdrain_micros\x18\x02 \x01(\x03H\x01R\vdrainMicros\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"gap_micros\x18\x03 \x01(\x03H\x02R\tgapMicros\x88\x01\x01\x12$\n" +
+	"\vlead_micros\x18\x04 \x01(\x03H\x03R\n" +
+	"leadMicros\x88\x01\x01\x127\n" +
+	"\x15check_interval_micros\x18\x05 \x01(\x03H\x04R\x13checkIntervalMicros\x88\x01\x01\x12*\n" +
+	"\x0ejitter_percent\x18\x06 \x01(\rH\x05R\rjitterPercent\x88\x01\x01\x12\x1b\n" +
+	"\x06paused\x18\a \x01(\bH\x06R\x06paused\x88\x01\x01\x12*\n" +
+	"\afreezes\x18\b \x03(\v2\x10.schemapb.FreezeR\afreezes\x12%\n" +
+	"\fmax_per_hour\x18\t \x01(\rH\aR\n" +
+	"maxPerHour\x88\x01\x01B\x12\n" +
+	"\x10_interval_microsB\x0f\n" +
+	"\r_drain_microsB\r\n" +
+	"\v_gap_microsB\x0e\n" +
+	"\f_lead_microsB\x18\n" +
+	"\x16_check_interval_microsB\x11\n" +
+	"\x0f_jitter_percentB\t\n" +
+	"\a_pausedB\x0f\n" +
+	"\r_max_per_hour\"J\n" +
+	"\x06Freeze\x12!\n" +
+	"\fstart_micros\x18\x01 \x01(\x03R\vstartMicros\x12\x1d\n" +
+	"\n" +
+	"end_micros\x18\x02 \x01(\x03R\tendMicros\"s\n" +
+	"\x06Events\x12!\n" +
+	"\ftime_seconds\x18\x01 \x01(\x03R\vtimeSeconds\x12\x14\n" +
+	"\x05words\x18\x02 \x03(\tR\x05words\x12\x18\n" +
+	"\anumbers\x18\x03 \x03(\x04R\anumbers\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\rR\x06number\"\xb4\x01\n" +
+	"\x06Status\x12\x1f\n" +
+	"\vdue_seconds\x18\x01 \x01(\x03R\n" +
+	"dueSeconds\x12!\n" +
+	"\ftime_seconds\x18\x02 \x01(\x03R\vtimeSeconds\x12\x14\n" +
+	"\x05words\x18\x03 \x03(\tR\x05words\x12\x18\n" +
+	"\aaliases\x18\x04 \x03(\x04R\aaliases\x12\x16\n" +
+	"\x06served\x18\x05 \x03(\x04R\x06served\x12\x1e\n" +
+	"\n" +
+	"conditions\x18\x06 \x03(\x04R\n" +
+	"conditions\"\xa2\x01\n" +
+	"\x06Signer\x12\x14\n" +
+	"\x05brand\x18\x01 \x01(\tR\x05brand\x12 \n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\x120\n" +
+	"\x14register_time_micros\x18\x03 \x01(\x03R\x12registerTimeMicros\x12.\n" +
+	"\x13lease_expiry_micros\x18\x04 \x01(\x03R\x11leaseExpiryMicros\"^\n" +
+	"\x06Report\x12!\n" +
+	"\ftime_seconds\x18\x01 \x01(\x03R\vtimeSeconds\x12\x17\n" +
+	"\akey_ids\x18\x02 \x03(\tR\x06keyIds\x12\x18\n" +
+	"\anumbers\x18\x03 \x03(\x04R\anumbers\"\xb1\x01\n" +
+	"\vRetainedKey\x12\x16\n" +
+	"\x06sealed\x18\x01 \x01(\fR\x06sealed\x12\x1a\n" +
+	"\bselector\x18\x02 \x01(\tR\bselector\x12\x1c\n" +
+	"\talgorithm\x18\x03 \x01(\rR\talgorithm\x12 \n" +
+	"\vfingerprint\x18\x04 \x01(\fR\vfingerprint\x12.\n" +
+	"\x13destroy_time_micros\x18\x05 \x01(\x03R\x11destroyTimeMicros\"\xcb\x01\n" +
+	"\fDisclosedKey\x12\x1a\n" +
+	"\bselector\x18\x01 \x01(\tR\bselector\x12\x1c\n" +
+	"\talgorithm\x18\x02 \x01(\rR\talgorithm\x12\x1f\n" +
+	"\vprivate_key\x18\x03 \x01(\fR\n" +
+	"privateKey\x12.\n" +
+	"\x13destroy_time_micros\x18\x04 \x01(\x03R\x11destroyTimeMicros\x120\n" +
+	"\x14disclose_time_micros\x18\x05 \x01(\x03R\x12discloseTimeMicrosB7Z5github.com/dkimzone/dkimzone/internal/schema/schemapbb\x06proto3"
 
 var (
 	file_schemapb_values_proto_rawDescOnce sync.Once
@@ -764,7 +1558,7 @@ func file_schemapb_values_proto_rawDescGZIP() []byte {
 	return file_schemapb_values_proto_rawDescData
 }
 
-var file_schemapb_values_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_schemapb_values_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_schemapb_values_proto_goTypes = []any{
 	(*PublicRecord)(nil), // 0: schemapb.PublicRecord
 	(*Apex)(nil),         // 1: schemapb.Apex
@@ -774,16 +1568,28 @@ var file_schemapb_values_proto_goTypes = []any{
 	(*Selector)(nil),     // 5: schemapb.Selector
 	(*Key)(nil),          // 6: schemapb.Key
 	(*LabelClaim)(nil),   // 7: schemapb.LabelClaim
+	(*Policy)(nil),       // 8: schemapb.Policy
+	(*Freeze)(nil),       // 9: schemapb.Freeze
+	(*Events)(nil),       // 10: schemapb.Events
+	(*Status)(nil),       // 11: schemapb.Status
+	(*Signer)(nil),       // 12: schemapb.Signer
+	(*Report)(nil),       // 13: schemapb.Report
+	(*RetainedKey)(nil),  // 14: schemapb.RetainedKey
+	(*DisclosedKey)(nil), // 15: schemapb.DisclosedKey
 }
 var file_schemapb_values_proto_depIdxs = []int32{
-	2, // 0: schemapb.Apex.name_servers:type_name -> schemapb.NameServer
-	5, // 1: schemapb.Domain.selectors:type_name -> schemapb.Selector
-	6, // 2: schemapb.Domain.keys:type_name -> schemapb.Key
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	2,  // 0: schemapb.Apex.name_servers:type_name -> schemapb.NameServer
+	8,  // 1: schemapb.Brand.policy:type_name -> schemapb.Policy
+	5,  // 2: schemapb.Domain.selectors:type_name -> schemapb.Selector
+	6,  // 3: schemapb.Domain.keys:type_name -> schemapb.Key
+	8,  // 4: schemapb.Domain.policy:type_name -> schemapb.Policy
+	10, // 5: schemapb.Domain.events:type_name -> schemapb.Events
+	9,  // 6: schemapb.Policy.freezes:type_name -> schemapb.Freeze
+	7,  // [7:7] is the sub-list for method output_type
+	7,  // [7:7] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_schemapb_values_proto_init() }
@@ -791,13 +1597,14 @@ func file_schemapb_values_proto_init() {
 	if File_schemapb_values_proto != nil {
 		return
 	}
+	file_schemapb_values_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_schemapb_values_proto_rawDesc), len(file_schemapb_values_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
