@@ -50,15 +50,16 @@ type Observation struct {
 // Observe returns o after one more look at time at.
 //
 // Proven keeps Since, or begins it; Contradicted ends it; Unreachable and Unknown leave it. A result that comes late,
-// from before the last look, changes nothing, unless it contradicts what o says was proven by then: doubt wins.
+// from before the last look, changes nothing, unless it contradicts: doubt wins. If a proof began after it, the proof stands
+// and it is remembered when nothing else is.
 func (o Observation) Observe(f Finding, reason string, at time.Time) Observation {
-	if at.Before(o.CheckTime) {
-		if f == Contradicted && !o.Since.IsZero() && !at.Before(o.Since) {
-			o.Finding, o.Reason, o.Since, o.DenyTime = f, reason, time.Time{}, at
+	if at.Before(o.CheckTime) && (f != Contradicted || at.Before(o.Since)) {
+		if f == Contradicted && o.DenyTime.IsZero() {
+			o.DenyTime = at
 		}
 		return o
 	}
-	o.CheckTime = at
+	o.CheckTime = later(o.CheckTime, at)
 	o.Finding, o.Reason = f, reason
 	switch f {
 	case Proven:

@@ -62,10 +62,14 @@ func TestObserve(t *testing.T) {
 		},
 		{
 			"a late contradiction from before the proof", []look{{rotation.Proven, 2}, {rotation.Contradicted, 1}},
-			rotation.Observation{Finding: rotation.Proven, Since: at(2), CheckTime: at(2)},
+			rotation.Observation{Finding: rotation.Proven, Since: at(2), CheckTime: at(2), DenyTime: at(1)},
 		},
 		{
 			"a late contradiction of what was held to be proven", []look{{rotation.Proven, 1}, {rotation.Proven, 3}, {rotation.Contradicted, 2}},
+			rotation.Observation{Finding: rotation.Contradicted, CheckTime: at(3), DenyTime: at(2), Reason: "CONTRADICTED"},
+		},
+		{
+			"a late contradiction where nothing is proven", []look{{rotation.Unreachable, 3}, {rotation.Contradicted, 2}},
 			rotation.Observation{Finding: rotation.Contradicted, CheckTime: at(3), DenyTime: at(2), Reason: "CONTRADICTED"},
 		},
 	}

@@ -14,7 +14,7 @@ import (
 
 var (
 	seed   = flag.Uint64("seed", 1, "of the worlds of TestInvariants")
-	worlds = flag.Int("worlds", 600, "how many there are")
+	worlds = flag.Int("worlds", 550, "how many there are")
 )
 
 // stepsPerWorld is a few years of a domain's life.

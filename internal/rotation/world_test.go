@@ -41,14 +41,15 @@ type world struct {
 type fact struct {
 	ok     bool
 	bad    []interval
-	proven bool          // a proof was stored
+	proven time.Time     // of the first look whose proof was stored, in truth
 	ttl    time.Duration // how long resolvers keep what they see when it is not so
 }
 
 // interval is a time in which a fact did not hold. A zero end: it lasts.
 type interval struct {
 	start, end time.Time
-	excused    bool // nobody could know: it began after a proof, and no stored check saw it
+	seen       bool // a check saw it, and that was stored
+	forgiven   bool // what was stored is lost
 }
 
 type late struct {
@@ -141,7 +142,7 @@ func (w *world) set(f *fact, ok bool) {
 		return
 	}
 	// What cannot matter any more is forgotten.
-	f.bad = append(slices.DeleteFunc(f.bad, func(i interval) bool { return w.now.Sub(i.end) > 30*day }), interval{start: w.now, excused: f.proven})
+	f.bad = append(slices.DeleteFunc(f.bad, func(i interval) bool { return w.now.Sub(i.end) > 30*day }), interval{start: w.now})
 }
 
 // make publishes a new key.
@@ -411,7 +412,9 @@ func (w *world) store(r late) {
 	seen := func(o rotation.Observation) rotation.Observation {
 		after := o.Observe(r.finding, "DENIED", r.at)
 		if r.finding == rotation.Proven && after.CheckTime.Equal(r.at) {
-			f.proven = true
+			if f.proven.IsZero() || r.seen.Before(f.proven) {
+				f.proven = r.seen
+			}
 			w.checked[r.fact] = r.at
 		}
 		return after
@@ -424,7 +427,7 @@ func (w *world) store(r late) {
 	if r.finding == rotation.Contradicted {
 		for i := range f.bad {
 			if b := &f.bad[i]; !r.seen.Before(b.start) && (b.end.IsZero() || r.seen.Before(b.end)) {
-				b.excused = false
+				b.seen, b.forgiven = true, false
 			}
 		}
 	}
@@ -486,8 +489,8 @@ func (w *world) verifiable(k rotation.Key) {
 	for _, name := range w.factsOf(k) {
 		f := w.facts[name]
 		for _, b := range f.bad {
-			if b.excused {
-				continue
+			if b.forgiven || !b.seen && !f.proven.IsZero() && b.start.After(f.proven) {
+				continue // nobody could know
 			}
 			if property, _, _ := strings.Cut(name, " "); b.end.IsZero() {
 				w.breaks(property, "%s signs and %s is not so since %v", k.ID, name, w.now.Sub(b.start))
@@ -605,7 +608,7 @@ func (w *world) restore() {
 		}
 		for _, name := range w.factsOf(k) {
 			for i := range w.facts[name].bad {
-				w.facts[name].bad[i].excused = true
+				w.facts[name].bad[i].forgiven = true
 			}
 		}
 	}
