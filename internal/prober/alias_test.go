@@ -347,6 +347,26 @@ func TestEndlessDelegations(t *testing.T) {
 	}
 }
 
+// TestCircles has two zones whose many name servers are all in the other one.
+// Once both are known this costs no queries, and must be bounded all the same.
+func TestCircles(t *testing.T) {
+	w, _, _ := internet(t, "")
+	dk := w.sites[netip.MustParseAddrPort("198.51.100.2:53")]
+	var text strings.Builder
+	text.WriteString(dkZone)
+	for i := range maxHosts {
+		fmt.Fprintf(&text, "one NS ns%[1]d.two\ntwo NS ns%[1]d.one\n", i)
+	}
+	dk.load(t, text.String())
+	p := w.prober(Config{})
+	if got := p.Alias(within(t), AliasQuestion{Owner: "selector1._domainkey.one.dk", Target: target, Zone: zone}); got.Class != Unreachable {
+		t.Errorf("got %+v", got)
+	}
+	if s := p.Stats(); s.CacheHits > 10*maxQueries {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestContextEnds has servers that never answer; the caller's time decides.
 func TestContextEnds(t *testing.T) {
 	w := newWorld(t)

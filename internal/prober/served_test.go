@@ -41,6 +41,7 @@ func TestServed(t *testing.T) {
 		{name: "silent", meddle: func(string, *dns.Msg, *dns.Msg) *dns.Msg { return nil }, finding: rotation.Unreachable, reason: ReasonNoProof, err: "no reply in time"},
 		{name: "no UDP", records: right, meddle: over("tcp"), finding: rotation.Unreachable, reason: ReasonNoProof, err: "udp: no reply in time"},
 		{name: "no TCP", records: right, meddle: over("udp"), finding: rotation.Unreachable, reason: ReasonNoProof, err: "tcp: no reply in time"},
+		{name: "missing, and no TCP", meddle: over("udp"), finding: rotation.Contradicted, reason: ReasonNotServed, err: "tcp: no reply in time"},
 		{name: "truncated", records: right, meddle: func(network string, _, m *dns.Msg) *dns.Msg {
 			if network == "udp" {
 				m.Answer, m.Truncated = nil, true
