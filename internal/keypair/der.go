@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"encoding/binary"
 	"math"
 	"math/big"
 	"sync"
@@ -42,6 +41,9 @@ func isPrivate(octets []byte) bool {
 			return true
 		}
 	}
+	if len(octets) == 0 || octets[0]&0x1f != asn1.TagSequence { // as below, in less time
+		return false
+	}
 	var outer, first, second asn1.RawValue
 	if _, err := asn1.Unmarshal(octets, &outer); err != nil || outer.Tag != asn1.TagSequence {
 		return false
@@ -72,6 +74,45 @@ func saysPrivate(text []byte) bool {
 		}
 		from = i + 1
 	}
+}
+
+// rsaForm is what the SubjectPublicKeyInfo of each RSA key of an algorithm with the exponent 65537 has around its modulus,
+// and so nearly every public key there is. The modulus begins with a bit that is set.
+type rsaForm struct {
+	algorithm  Algorithm
+	head, tail []byte
+}
+
+var rsaForms = sync.OnceValue(func() (forms []rsaForm) {
+	for _, a := range []Algorithm{RSA2048, RSA3072, RSA4096} {
+		n := new(big.Int).Lsh(big.NewInt(1), uint(a.Bits()-1)) //nolint:gosec // positive
+		der, err := x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n, E: 65537})
+		if err != nil {
+			continue // the long way is good for all
+		}
+		at := bytes.Index(der, n.Bytes())
+		forms = append(forms, rsaForm{a, der[:at], der[at+len(n.Bytes()):]})
+	}
+	return forms
+})
+
+// parseCommon reads a key of an rsaForm, with the result of parseDER, in a fraction of its time. It reports false for any
+// other, good or not.
+func parseCommon(der []byte) (_ PublicKey, ok bool, _ error) {
+	for _, f := range rsaForms() {
+		if len(der) != len(f.head)+f.algorithm.Bits()/8+len(f.tail) || !bytes.HasPrefix(der, f.head) || !bytes.HasSuffix(der, f.tail) {
+			continue
+		}
+		modulus := der[len(f.head) : len(der)-len(f.tail)]
+		switch {
+		case modulus[0] < 0x80: // a shorter number, not in its shortest form
+			return PublicKey{}, false, nil
+		case hasSmallFactor(modulus):
+			return PublicKey{}, true, invalid(ReasonBadModulus)
+		}
+		return PublicKey{Algorithm: f.algorithm, Octets: bytes.Clone(der)}, true, nil
+	}
+	return PublicKey{}, false, nil
 }
 
 // parseDER reads a SubjectPublicKeyInfo or an RSAPublicKey, which begin with a sequence and with a number.
@@ -146,7 +187,7 @@ func parsePKCS1(der []byte) (PublicKey, error) {
 		return PublicKey{}, &InvalidError{Reason: ReasonBadKeySize, Bits: raw.N.BitLen()}
 	case !isExponent(raw.E):
 		return PublicKey{}, invalid(ReasonBadExponent)
-	case hasSmallFactor(raw.N):
+	case hasSmallFactor(raw.N.Bytes()):
 		return PublicKey{}, invalid(ReasonBadModulus)
 	}
 	key := &rsa.PublicKey{N: raw.N, E: int(raw.E.Int64())}
@@ -159,47 +200,4 @@ func parsePKCS1(der []byte) (PublicKey, error) {
 // isExponent accepts what crypto/rsa and the verifiers built on OpenSSL do.
 func isExponent(e *big.Int) bool {
 	return e.IsInt64() && e.Bit(0) == 1 && 3 <= e.Int64() && e.Int64() <= math.MaxInt32
-}
-
-// smallPrimes are the primes below 1 000, in groups whose products fit into 32 bits: five of six numbers that were damaged
-// have a factor among them.
-var smallPrimes = sync.OnceValue(func() []primeGroup {
-	groups := []primeGroup{{product: 1}}
-	for n := uint64(2); n < 1000; n++ {
-		if !big.NewInt(int64(n)).ProbablyPrime(0) {
-			continue
-		}
-		if groups[len(groups)-1].product*n > math.MaxUint32 {
-			groups = append(groups, primeGroup{product: 1})
-		}
-		g := &groups[len(groups)-1]
-		g.product *= n
-		g.primes = append(g.primes, n)
-	}
-	return groups
-})
-
-type primeGroup struct {
-	product uint64
-	primes  []uint64
-}
-
-// hasSmallFactor divides by a group at a time.
-func hasSmallFactor(n *big.Int) bool {
-	octets := n.Bytes() // big-endian
-	for len(octets)%4 != 0 {
-		octets = append([]byte{0}, octets...)
-	}
-	for _, g := range smallPrimes() {
-		var rest uint64
-		for i := 0; i < len(octets); i += 4 {
-			rest = (rest<<32 | uint64(binary.BigEndian.Uint32(octets[i:]))) % g.product
-		}
-		for _, p := range g.primes {
-			if rest%p == 0 {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -138,6 +138,13 @@ func parseOctets(octets []byte) (PublicKey, error) {
 		return PublicKey{}, invalid(ReasonEmpty)
 	case len(octets) > maxText:
 		return PublicKey{}, invalid(ReasonTooLong)
+	case saysPrivate(octets):
+		return PublicKey{}, invalid(ReasonPrivateKey)
+	}
+	if k, ok, err := parseCommon(octets); ok { // no form of a private key begins like that
+		return k, err
+	}
+	switch {
 	case isPrivate(octets):
 		return PublicKey{}, invalid(ReasonPrivateKey)
 	case len(octets) == pointSize:
