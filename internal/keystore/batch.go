@@ -256,34 +256,52 @@ func (g *group) settle(results []Result, err error) {
 // commitGroup commits a group and fills in its results, or tells, by their
 // places, of which plans the comparison failed.
 func (s *Store) commitGroup(ctx context.Context, g *group, results []Result) (wrong []bool, _ error) {
-	cmps := []clientv3.Cmp{unchanged(g.brandKey, g.brandRevision), present(g.apexKey)}
-	ops := []clientv3.Op{touchApex(g.zone)}
-	reads := []clientv3.Op{clientv3.OpGet(g.brandKey, clientv3.WithKeysOnly()), clientv3.OpGet(g.apexKey, clientv3.WithKeysOnly())}
+	cmps := make([]clientv3.Cmp, 0, maxTxnOps)
+	ops := make([]clientv3.Op, 0, maxTxnOps)
+	cmps = append(cmps, unchanged(g.brandKey, g.brandRevision), present(g.apexKey))
+	ops = append(ops, touchApex(g.zone))
+	for _, p := range g.plans {
+		for key, revision := range p.unchanged {
+			cmps = append(cmps, unchanged(key, revision))
+		}
+		ops = append(ops, p.ops...)
+	}
+	resp, err := s.txn(ctx, cmps, ops, nil)
+	if err != nil {
+		return nil, err
+	}
+	if !resp.Succeeded {
+		return s.wrongOf(ctx, g)
+	}
+	for n, i := range g.changes {
+		d, err := g.plans[n].stored(resp.Header.Revision)
+		results[i] = Result{d, err}
+	}
+	return nil, nil
+}
+
+// wrongOf tells of which plans the comparison fails. It is a transaction of its
+// own, for few fail, and every etcd member keeps what a transaction asks for in
+// its log, asked or not.
+func (s *Store) wrongOf(ctx context.Context, g *group) ([]bool, error) {
 	type expected struct {
 		plan     int
 		revision int64
 	}
 	expect := make([]expected, 0, maxTxnOps)
+	reads := make([]clientv3.Op, 0, maxTxnOps)
+	reads = append(reads, clientv3.OpGet(g.brandKey, clientv3.WithKeysOnly()), clientv3.OpGet(g.apexKey, clientv3.WithKeysOnly()))
 	for n, p := range g.plans {
 		for key, revision := range p.unchanged {
-			cmps = append(cmps, unchanged(key, revision))
 			reads = append(reads, clientv3.OpGet(key, clientv3.WithKeysOnly()))
 			expect = append(expect, expected{n, revision})
 		}
-		ops = append(ops, p.ops...)
 	}
-	resp, err := s.txn(ctx, cmps, ops, reads)
+	resp, err := s.txn(ctx, nil, reads, nil)
 	if err != nil {
 		return nil, err
 	}
-	if resp.Succeeded {
-		for n, i := range g.changes {
-			d, err := g.plans[n].stored(resp.Header.Revision)
-			results[i] = Result{d, err}
-		}
-		return nil, nil
-	}
-	wrong = make([]bool, len(g.plans))
+	wrong := make([]bool, len(g.plans))
 	brand, apex := readAt(resp, 0), readAt(resp, 1)
 	all := brand == nil || brand.ModRevision != g.brandRevision || apex == nil
 	for k, e := range expect {

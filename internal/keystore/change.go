@@ -223,6 +223,7 @@ func planChange(c Change, d Domain, shadows map[dnsname.HostLabel]claim) (plan, 
 	}
 	zone := string(d.Zone)
 	p := plan{domainKey: schema.DomainKey(d.Brand, string(d.Name)), value: value, unchanged: make(map[string]int64)}
+	p.ops = make([]clientv3.Op, 0, 2+len(shadows)+4*len(c.Withdraw)+3*len(c.Publish))
 	p.unchanged[p.domainKey] = d.Revision
 	p.put(p.domainKey, value)
 	if block != nil {
