@@ -34,6 +34,11 @@ const (
 	// History must outlast a replica's list and reconnect.
 	compactionRetention = "1h"
 
+	// How many changes etcd keeps in memory for members that lag behind; a lone one
+	// has none. Of batches, which take some 50 KiB each, etcd's own 5000 would
+	// take 250 MiB.
+	catchUpEntries = 100
+
 	// A lone voter elects itself after one election timeout, so a short one
 	// makes the start short; there are no other members it could disturb.
 	tickMilliseconds     = 20
@@ -146,7 +151,7 @@ func etcdConfig(cfg Config) *embed.Config {
 	ec.InitialClusterToken = rand.Text()
 
 	ec.TickMs, ec.ElectionMs = tickMilliseconds, electionMilliseconds
-	ec.QuotaBackendBytes = quotaBytes
+	ec.QuotaBackendBytes, ec.SnapshotCatchUpEntries = quotaBytes, catchUpEntries
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, compactionRetention
 	ec.WarningApplyDuration, ec.WarningUnaryRequestDuration = slowRequest, slowRequest
 	ec.AuthToken = "" // nobody logs in: callers are in this process
