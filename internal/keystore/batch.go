@@ -56,7 +56,8 @@ func (s *Store) DomainsOf(ctx context.Context, brand string, names []dnsname.Dom
 // does, each whole or not at all, and returns the results in the same order.
 // Many of them share a transaction. A new domain is first taken to have its host
 // labels for itself, without a look; changes for which that, or anything else,
-// turns out wrong are applied one by one, in order, when the others are done.
+// turns out wrong are applied one by one, in order, when the others are done. Of
+// two that want the same, a public key or a host label, the first has it.
 //
 // Once a result is ErrUnavailable or an error of ctx, others may be so too
 // without having been tried.
@@ -113,7 +114,6 @@ type group struct {
 	changes           []int // indexes
 	plans             []plan
 	ops, cmps         int
-	keys              map[string]bool // that the plans compare
 }
 
 // groups sorts changes into transactions, and out those that must go alone.
@@ -126,11 +126,14 @@ func (s *Store) groups(ctx context.Context, changes []Change) (groups []*group, 
 	open := func() *group {
 		g := &group{
 			brandKey: schema.BrandKey(b.Name), brandRevision: b.Revision, apexKey: schema.ApexKey(string(b.Zone)), zone: string(b.Zone),
-			ops: 1, cmps: 2, keys: make(map[string]bool),
+			ops: 1, cmps: 2,
 		}
 		groups = append(groups, g)
 		return g
 	}
+	// What holds for one of two changes that touch the same key depends on the
+	// other: the second waits.
+	taken := make(map[string]bool)
 	var g *group
 	for i, c := range changes {
 		if c.Domain.Brand != b.Name || c.Domain.Zone != b.Zone {
@@ -141,16 +144,24 @@ func (s *Store) groups(ctx context.Context, changes []Change) (groups []*group, 
 		if err != nil {
 			return nil, nil, err
 		}
-		if !ok || len(p.ops)+1 > maxTxnOps || len(p.unchanged)+2 > maxTxnOps {
+		if !ok {
+			p.unchanged = wanted(c)
+		}
+		ok = ok && len(p.ops)+1 <= maxTxnOps && len(p.unchanged)+2 <= maxTxnOps
+		for key := range p.unchanged {
+			ok = ok && !taken[key]
+		}
+		for key := range p.unchanged {
+			taken[key] = true
+		}
+		if !ok {
 			single = append(single, i)
 			continue
 		}
 		if g == nil || g.ops+len(p.ops) > maxTxnOps || g.cmps+len(p.unchanged) > maxTxnOps {
 			g = open()
 		}
-		if !g.add(i, p) {
-			single = append(single, i)
-		}
+		g.add(i, p)
 	}
 	return groups, single, nil
 }
@@ -202,21 +213,28 @@ func optimistic(c Change) (_ plan, ok bool, _ error) {
 	return p, true, nil
 }
 
-// add takes a change into the group. It reports false if the change and one of
-// those in it touch the same key: what holds for the one depends on the other.
-func (g *group) add(i int, p plan) bool {
-	for key := range p.unchanged {
-		if g.keys[key] {
-			return false
+// wanted is what a change without a plan may claim.
+func wanted(c Change) map[string]int64 {
+	zone := string(c.Domain.Zone)
+	keys := map[string]int64{schema.DomainKey(c.Domain.Brand, string(c.Domain.Name)): 0}
+	for _, l := range dnsname.HostLabelCandidates(c.Domain.Name) {
+		keys[schema.LabelKey(zone, string(l))] = 0
+		for _, sel := range newSelectors(c.Publish) {
+			for _, shadow := range dnsname.ShadowLabels(sel, l) {
+				keys[schema.LabelKey(zone, string(shadow))] = 0
+			}
 		}
 	}
-	for key := range p.unchanged {
-		g.keys[key] = true
+	for _, pub := range c.Publish {
+		keys[schema.FingerprintKey(zone, pub.Key.Fingerprint[:])] = 0
 	}
+	return keys
+}
+
+func (g *group) add(i int, p plan) {
 	g.changes, g.plans = append(g.changes, i), append(g.plans, p)
 	g.ops += len(p.ops)
 	g.cmps += len(p.unchanged)
-	return true
 }
 
 // applyGroup commits a group. When the comparison fails, it leaves out those

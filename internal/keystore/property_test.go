@@ -49,7 +49,7 @@ type world struct {
 
 // Several brands provision, publish, withdraw, refill, revoke, take over and
 // delete domains whose host labels and dashed selectors collide in every way,
-// while a controller looks at them, loses its lead and finds it was slow.
+// one by one and in batches, while a controller looks at them, loses its lead and finds it was slow.
 // Whatever the order: an owner name is only ever one domain's, or of the brand
 // that took it over, labels do not move, every record belongs to one key of one
 // live domain, nothing private is public, no domain is without a due entry, and
@@ -60,6 +60,7 @@ func TestNamesAreNeverShared(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"provision": w.provision,
 			"publish":   w.publish,
+			"batch":     w.batch,
 			"withdraw":  w.withdraw,
 			"refill":    w.refill,
 			"revoke":    w.revoke,
@@ -207,6 +208,63 @@ func (w *world) publish(t *rapid.T) {
 	c := keystore.Change{Domain: d}
 	w.addKeys(t, &c, []dnsname.Selector{sel})
 	w.apply(t, c)
+}
+
+// batch makes and changes several domains of a brand together. Now and then two
+// of them want the same key; the first has it.
+func (w *world) batch(t *rapid.T) {
+	brand := rapid.SampledFrom(brands).Draw(t, "brand")
+	w.now = w.now.Add(time.Second)
+	var changes []keystore.Change
+	for _, name := range rapid.SliceOfNDistinct(rapid.SampledFrom(names), 1, len(names), rapid.ID[dnsname.Domain]).Draw(t, "names") {
+		d, live := w.domains[id(brand, name)]
+		if !live {
+			d = keystore.Domain{Brand: brand, Name: name, Zone: zone}
+		}
+		sels := rapid.SliceOfNDistinct(rapid.SampledFrom(selectors), 0, 3, rapid.ID[dnsname.Selector]).Draw(t, "selectors")
+		sels = slices.DeleteFunc(sels, func(sel dnsname.Selector) bool { return d.KeyIn(sel) != nil })
+		if live && len(sels) == 0 {
+			continue
+		}
+		c := keystore.Change{Domain: d}
+		w.addKeys(t, &c, sels)
+		c.Domain.UpdateTime = w.now
+		changes = append(changes, c)
+	}
+	before := w.fake.Dump()
+	results := w.store.ApplyBatch(context.Background(), changes)
+	if len(results) != len(changes) {
+		t.Fatalf("%d results of %d changes", len(results), len(changes))
+	}
+	had := make(map[[schema.FingerprintLen]byte]bool) // keys that a change before has
+	done := 0
+	for i, res := range results {
+		c := changes[i]
+		var claim *keystore.ClaimError
+		switch {
+		case res.Err == nil:
+			w.domains[id(brand, c.Domain.Name)] = res.Domain
+			done++
+		case !errors.As(res.Err, &claim):
+			t.Fatal(res.Err)
+		case claim.Reason == keystore.PublicKeyUsedElsewhere && !usedBefore(before, c, had):
+			t.Fatalf("%s: %v, but only a change after it has that key", c.Domain.Name, res.Err)
+		}
+		for _, p := range c.Publish {
+			had[p.Key.Fingerprint] = had[p.Key.Fingerprint] || res.Err == nil
+		}
+	}
+	if done == 0 && !maps.Equal(before, w.fake.Dump()) {
+		t.Fatal("all are refused, and yet the store changed")
+	}
+}
+
+// usedBefore reports whether a key of c was in the store before, or is in had.
+func usedBefore(before map[string]string, c keystore.Change, had map[[schema.FingerprintLen]byte]bool) bool {
+	return slices.ContainsFunc(c.Publish, func(p keystore.Publication) bool {
+		_, used := before[schema.FingerprintKey(string(zone), p.Key.Fingerprint[:])]
+		return used || had[p.Key.Fingerprint]
+	})
 }
 
 func (w *world) withdraw(t *rapid.T) {

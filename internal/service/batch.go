@@ -12,6 +12,7 @@ import (
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/schema"
 )
 
 const (
@@ -75,6 +76,7 @@ func (b *batch) parse(brand string, reqs []*dkimv1.PublishKeyRequest) error {
 	}
 	byName := make(map[dnsname.Domain]*batchDomain)
 	taken := make(map[place]bool)
+	keys := make(map[[schema.FingerprintLen]byte]bool)
 	for i, req := range reqs {
 		p, err := parsePublishing(req)
 		if err == nil && p.name.brand != brand {
@@ -93,13 +95,14 @@ func (b *batch) parse(brand string, reqs []*dkimv1.PublishKeyRequest) error {
 			byName[d.name] = d
 			b.domains = append(b.domains, d)
 		}
-		// What becomes of a second one for a selector depends on the first.
-		at := place{p.name.domain, p.selector}
-		if taken[at] || len(d.items) == maxTogether {
+		// What becomes of a second one for a selector, or of the same key for
+		// another name, depends on the first.
+		at, key := place{p.name.domain, p.selector}, fingerprint(p.public)
+		if taken[at] || keys[key] || len(d.items) == maxTogether {
 			b.alone = append(b.alone, i)
 			continue
 		}
-		taken[at] = true
+		taken[at], keys[key] = true, true
 		d.items = append(d.items, i)
 	}
 	return nil

@@ -37,7 +37,7 @@ func TestBatchPublishKeys(t *testing.T) {
 	f.provision(t, "brands/other/domains/taken.example")
 	there := newPublic(t)
 	must(f.api.PublishKey(ctx, &dkimv1.PublishKeyRequest{Parent: spamtrap, Selector: "there", PublicKey: there}))(t)
-	repeated := newPublic(t)
+	repeated, contested := newPublic(t), newPublic(t)
 	rows := []struct {
 		domain, selector, key string
 		ttl                   int32
@@ -50,7 +50,7 @@ func TestBatchPublishKeys(t *testing.T) {
 		{spamtrap, "there", there, 600, ""},
 		{spamtrap, "there", newPublic(t), 0, "FailedPrecondition SELECTOR_IN_USE"},
 		{spamtrap, "ours1", newPublic(t), 0, "FailedPrecondition SELECTOR_IN_USE"},
-		{acme + "half.example", "good", newPublic(t), 0, ""},
+		{acme + "half.example", "good", contested, 0, ""},
 		{acme + "half.example", "bad", there, 0, "AlreadyExists KEY_PUBLISHED"},
 		{acme + "taken.example", "s1", newPublic(t), 0, "AlreadyExists DOMAIN_CLAIMED"},
 		{acme + "a_b.example", "s1", newPublic(t), 0, "InvalidArgument INVALID_DOMAIN"},
@@ -61,6 +61,7 @@ func TestBatchPublishKeys(t *testing.T) {
 		{"brands/other/domains/d.example", "s1", newPublic(t), 0, "InvalidArgument INVALID_NAME"},
 		{acme + "twice.example", "s1", repeated, 0, ""},
 		{acme + "twin.example", "s1", repeated, 0, "AlreadyExists KEY_PUBLISHED"},
+		{acme + "later.example", "s1", contested, 0, "AlreadyExists KEY_PUBLISHED"}, // though the first one does not go with others
 		{acme + "long.example", strings.Repeat("s", 63), newPublic(t), 0, "FailedPrecondition SELECTOR_TOO_LONG"},
 		{acme + "a-b.example", "s1", newPublic(t), 0, ""},
 		{acme + "a.b.example", "s1", newPublic(t), 0, ""},
