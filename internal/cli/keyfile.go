@@ -93,20 +93,21 @@ func (l keyLine) done() string {
 }
 
 // keyReader reads a file of keys line by line: of the file it holds no more in
-// memory than which selectors were there, 40 octets for each.
+// memory than which selectors and keys were there, some 80 octets for each.
 type keyReader struct {
 	scanner *bufio.Scanner
 	number  int
 	seen    map[[16]byte]keyPlace // by digest of domain and selector
+	keys    map[[12]byte]int      // lines, by digest of the key
 }
 
 type keyPlace struct {
 	line   int
-	digest [8]byte // of the key
+	digest [12]byte // of the key
 }
 
 func newKeyReader(in io.Reader) *keyReader {
-	r := &keyReader{scanner: bufio.NewScanner(in), seen: make(map[[16]byte]keyPlace)}
+	r := &keyReader{scanner: bufio.NewScanner(in), seen: make(map[[16]byte]keyPlace), keys: make(map[[12]byte]int)}
 	r.scanner.Buffer(make([]byte, 0, 4<<10), maxKeyLine)
 	return r
 }
@@ -130,15 +131,19 @@ func (r *keyReader) next() (keyLine, error) {
 		l.number = r.number
 		name := sha256.Sum256([]byte(l.domain + "\x00" + l.selector))
 		key := sha256.Sum256([]byte(l.key))
-		at, digest := [16]byte(name[:]), [8]byte(key[:])
+		at, digest := [16]byte(name[:]), [12]byte(key[:])
 		before, again := r.seen[at]
+		elsewhere, twice := r.keys[digest]
 		switch {
-		case !again:
-			r.seen[at] = keyPlace{r.number, digest}
-			return l, nil
-		case before.digest != digest:
+		case again && before.digest == digest:
+			continue
+		case again:
 			return keyLine{}, &lineError{r.number, fmt.Errorf("selector %s of %s is on line %d with another key", l.selector, l.domain, before.line)}
+		case twice: // dkimd would give it to whichever comes first, and batches overtake each other
+			return keyLine{}, &lineError{r.number, fmt.Errorf("this key is on line %d for another name; a key must not stand under two names, make one of its own", elsewhere)}
 		}
+		r.seen[at], r.keys[digest] = keyPlace{r.number, digest}, r.number
+		return l, nil
 	}
 	switch err := r.scanner.Err(); {
 	case errors.Is(err, bufio.ErrTooLong):
