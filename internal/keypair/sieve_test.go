@@ -2,9 +2,10 @@ package keypair
 
 import (
 	"bytes"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"math/big"
-	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -12,16 +13,15 @@ import (
 )
 
 // random returns an odd number of so many bits.
-func random(from *rand.ChaCha8, bits int) *big.Int {
+func random(bits int) *big.Int {
 	b := make([]byte, bits/8)
-	_, _ = from.Read(b) // never fails
+	_, _ = rand.Read(b) // never fails
 	b[0] |= 0x80
 	b[len(b)-1] |= 1
 	return new(big.Int).SetBytes(b)
 }
 
 func TestHasSmallFactor(t *testing.T) {
-	from := rand.NewChaCha8([32]byte{1})
 	divisible := func(n *big.Int) bool {
 		for p := int64(2); p < 1000; p++ {
 			if new(big.Int).Mod(n, big.NewInt(p)).Sign() == 0 {
@@ -33,7 +33,7 @@ func TestHasSmallFactor(t *testing.T) {
 	seen := map[bool]int{}
 	for _, bits := range []int{2048, 3072, 4096} {
 		for range 200 {
-			n := random(from, bits)
+			n := random(bits)
 			want := divisible(n)
 			seen[want]++
 			if got := hasSmallFactor(n.Bytes()); got != want {
@@ -45,7 +45,7 @@ func TestHasSmallFactor(t *testing.T) {
 		if !hasSmallFactor(ones.Bytes()) { // it is a multiple of 3
 			t.Errorf("no small factor in %x", ones)
 		}
-		free := random(from, bits-16)
+		free := random(bits - 16)
 		for divisible(free) {
 			free.Add(free, big.NewInt(2))
 		}
@@ -64,22 +64,28 @@ func TestHasSmallFactor(t *testing.T) {
 	}
 }
 
+// below returns a number below n.
+func below(n int) int {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return int(binary.BigEndian.Uint32(b[:]) % uint32(n))
+}
+
 // The short way of parseCommon leads where the long one does.
 func TestParseCommon(t *testing.T) {
-	from := rand.NewChaCha8([32]byte{2})
 	short := map[bool]int{}
 	for _, f := range rsaForms() {
 		for i := range 400 {
-			n := random(from, f.algorithm.Bits())
+			n := random(f.algorithm.Bits())
 			der := slices.Concat(f.head, n.Bytes(), f.tail)
 			switch i % 4 { // one octet is damaged somewhere, one is missing
 			case 1:
-				at := []int{int(from.Uint64() % uint64(len(f.head))), len(der) - 1 - int(from.Uint64()%uint64(len(f.tail)))}
-				der[at[i/4%2]] ^= byte(1 + from.Uint64()%255)
+				at := []int{below(len(f.head)), len(der) - 1 - below(len(f.tail))}
+				der[at[i/4%2]] ^= byte(1 + below(255))
 			case 2:
 				der[len(f.head)] &= 0x7f
 			case 3:
-				at := int(from.Uint64() % uint64(len(der)))
+				at := below(len(der))
 				der = slices.Delete(der, at, at+1)
 			}
 			got, ok, err := parseCommon(der)
