@@ -11,6 +11,7 @@ BENCH ?= .
 BENCHCOUNT ?= 1
 BENCHTIME ?= 1s
 RECORDS ?= 10000,200000,2000000
+KEYS ?= 200000
 ROUNDS ?= 3
 BENCHDOC ?=
 QUERIES ?= 10000
@@ -25,7 +26,7 @@ TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_protodeps := ./protodeps
 GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc)
 
-.PHONY: help build run test race e2e interop robustness fuzz bench bench-go lint fmt generate generate-check tidy-check stock-build clean
+.PHONY: help build run test race e2e interop robustness fuzz bench bench-go bench-publish lint fmt generate generate-check tidy-check stock-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +68,9 @@ bench-go: $(TOOLS)/benchstat ## run the Go benchmarks that match BENCH; with BEN
 		echo $$? >build/bench.status; } | tee build/bench.txt
 	@[ "$$(cat build/bench.status)" = 0 ]
 	@[ $(BENCHCOUNT) -eq 1 ] || $(TOOLS)/benchstat build/bench.txt
+
+bench-publish: ## publish a file of KEYS (200000) public keys, into dkimd standalone and into dkimd serve with an etcd
+	go test -run '^$$' -bench PublishFile -benchtime $(KEYS)x -timeout 1h ./test/bench
 
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf $(TOOLS)/protodeps ## check Go code and .proto files
 	$(TOOLS)/golangci-lint run ./...

@@ -52,6 +52,9 @@ func Start(tb testing.TB, name string, p Program, env []string, args ...string) 
 	return proc
 }
 
+// PID is the process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Kill ends the process with SIGKILL and returns when it has ended. A process
 // that has ended already is left alone.
 func (p *Process) Kill() {
@@ -110,7 +113,8 @@ func (p *Process) Output() string { return p.out.String() }
 // Result is how a program ended that Run ran.
 type Result struct {
 	Stdout, Stderr string
-	Code           int // exit code, -1 if a signal ended it
+	Code           int           // exit code, -1 if a signal ended it
+	CPU            time.Duration // user and system
 }
 
 // runLimit ends a program that Run runs and that hangs.
@@ -135,7 +139,8 @@ func Run(tb testing.TB, dir string, p Program, env []string, args ...string) Res
 		tb.Fatalf("%v: still running after %v\n%s%s", cmd, runLimit, stdout.String(), stderr.String())
 	}
 	checkOutput(tb, p.name(), stdout.String()+stderr.String())
-	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	ended := cmd.ProcessState
+	return Result{stdout.String(), stderr.String(), ended.ExitCode(), ended.UserTime() + ended.SystemTime()}
 }
 
 // Environ is the environment of the test without what sets up the programs, and
