@@ -25,7 +25,7 @@ import (
 )
 
 func main() {
-	count := flag.Int("queries", 10_000, "how many questions")
+	count := flag.Int("queries", 100_000, "how many questions")
 	seed := flag.Uint64("seed", 1, "of the questions")
 	dir := flag.String("dir", "build/differential", "working directory, emptied first")
 	flag.Parse()
@@ -51,7 +51,9 @@ func run(ctx context.Context, count int, seed uint64, dir string) (err error) {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	for name, pkg := range map[string]string{"coredns": "./cmd/coredns", "etcd": "go.etcd.io/etcd/server/v3"} {
+	for name, pkg := range map[string]string{
+		"coredns": "./cmd/coredns", "dkimd": "./cmd/dkimd", "dkimctl": "./cmd/dkimctl", "etcd": "go.etcd.io/etcd/server/v3",
+	} {
 		if out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput(); err != nil { //nolint:gosec // of the list above
 			return fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
 		}
@@ -62,16 +64,11 @@ func run(ctx context.Context, count int, seed uint64, dir string) (err error) {
 	}
 	defer func() { err = errors.Join(err, etcd.Stop()) }()
 	set := dataset.New(records)
-	serial, err := set.Load(ctx, etcd.Client, true)
-	if err != nil {
+	if _, err := set.Load(ctx, etcd.Client, true); err != nil {
 		return err
 	}
 	src := peers.Source{Zone: dataset.Zone, Master: filepath.Join(dir, "zone")}
-	f, err := os.Create(src.Master)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(set.WriteMaster(f, serial, true), f.Close()); err != nil {
+	if err := export(ctx, dir, etcd.URL, src.Zone, src.Master); err != nil {
 		return err
 	}
 	ours := peers.CoreDNS("dkimzone", filepath.Join(dir, "coredns"), fmt.Sprintf("dkim {\nendpoint %s\n}\n", etcd.URL))
