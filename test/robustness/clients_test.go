@@ -46,6 +46,7 @@ func TestClients(t *testing.T) {
 		if v := n.mustMetric(t, "coredns_dkim_resyncs_total"); v != 1 {
 			t.Errorf("the zone was listed %v times, want once", v)
 		}
+		s.fresh(t, n)
 		n.tells(t, nothing...)
 	})
 
@@ -78,6 +79,7 @@ func TestClients(t *testing.T) {
 		slow.Wait()
 		s.model.settle(t, n)
 		n.waitSize(t, before)
+		s.fresh(t, n)
 		n.tells(t, nothing...)
 	})
 

@@ -39,9 +39,11 @@ func TestDisk(t *testing.T) {
 			n.start()
 			n.waitReady(t)
 		})
+		n.waitState(t, "disconnected")
 		last(t) // answers of the file, judged by the queries that go on
 		n.each((*harness.Proxy).Restore)
 		s.model.settle(t, n)
+		s.fresh(t, n)
 		n.tells(t, []string{loaded}, []string{loaded, interrupted, followed})
 	})
 
@@ -80,10 +82,12 @@ func TestDisk(t *testing.T) {
 				n.each((*harness.Proxy).Cut)
 				n.start()
 				n.notReady(t)
+				n.waitState(t, "loading")
 				n.each((*harness.Proxy).Restore)
 				n.waitReady(t)
 			})
 			s.model.settle(t, n)
+			s.fresh(t, n)
 			if name == "emptied" { // that is a new file
 				n.tells(t, []string{listing("start")}, []string{interrupted, listing("start"), followed})
 				return
@@ -115,9 +119,7 @@ func TestDisk(t *testing.T) {
 		n.waitMetric(t, fileErrors, func(v float64) bool { return v > 0 })
 		last(t)
 		s.model.settle(t, n)
-		if err := n.isReady(); err != nil {
-			t.Error(err)
-		}
+		s.fresh(t, n)
 		n.tells(t, []string{listing("start"), notWritten})
 		if err := os.Remove(filler); err != nil {
 			t.Fatal(err)
@@ -131,6 +133,7 @@ func TestDisk(t *testing.T) {
 			n.waitReady(t)
 		})
 		s.model.waitServed(t, n) // from the file
+		n.waitState(t, "disconnected")
 		n.tells(t, []string{loaded}, []string{loaded, interrupted})
 		n.seen.set(&n.seen.down, true)
 		n.Kill() // its disk goes first

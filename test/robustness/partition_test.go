@@ -84,6 +84,8 @@ func (s *site) fresh(t *testing.T, nodes ...*node) {
 	for _, n := range nodes {
 		n.waitState(t, "synced")
 		n.waitMetric(t, stale, func(v float64) bool { return v < 5 })
+		if err := n.isReady(); err != nil {
+			t.Error(err)
+		}
 	}
-	s.ready(t)
 }

@@ -28,7 +28,8 @@ func TestRestore(t *testing.T) {
 	t.Run("revision goes back", func(t *testing.T) {
 		s.restore(t, backup)
 		s.model.settle(t, n)
-		n.waitState(t, "synced")
+		s.fresh(t, n)
+		n.listed(t, "revision")
 		n.tells(t, []string{listing("revision")}, []string{interrupted, listing("revision"), followed})
 	})
 
@@ -49,6 +50,7 @@ func TestRestore(t *testing.T) {
 		n.each((*harness.Proxy).Restore)
 		s.model.settle(t, n)
 		n.waitMetric(t, "coredns_dkim_reconcile_repairs_total", func(v float64) bool { return v > 0 })
+		s.fresh(t, n)
 		n.tells(t, []string{repaired}, []string{interrupted, followed, repaired})
 	})
 
@@ -73,10 +75,19 @@ func TestRestore(t *testing.T) {
 			p.SetTarget(strings.TrimPrefix(other.Members[i].URL, "https://"))
 		}
 		s.model.settle(t, n)
-		n.waitState(t, "synced")
+		s.fresh(t, n)
+		n.listed(t, "cluster")
 		n.tells(t, []string{listing("cluster")}, []string{interrupted, listing("cluster"), followed})
 		n.seen.set(&n.seen.down, true) // the other cluster ends with this test
 	})
+}
+
+// listed checks that the zone was listed once for a cause.
+func (n *node) listed(t *testing.T, cause string) {
+	t.Helper()
+	if v := n.mustMetric(t, `coredns_dkim_resyncs_total{cause="`+cause+`"`); v != 1 {
+		t.Errorf("%s listed the zone %v times because of %s, want once", n.name, v, cause)
+	}
 }
 
 // backup stops etcd, copies its data, and starts it again.

@@ -34,7 +34,20 @@ const (
 // faultTime is how long a fault lasts that has no end of its own.
 var faultTime = flag.Duration("fault", time.Second, "how long each fault lasts")
 
-func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
+// sites is how many tests run at a time. They wait more than they work.
+const sites = "8"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		if err := flag.Set("test.parallel", sites); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(harness.Main(m))
+}
 
 // last lets a fault last.
 func last(t *testing.T) {
