@@ -21,7 +21,7 @@ const (
 	leastOverload = 3 // on a machine that is too busy to ask them all
 	sockets       = 4
 	outstanding   = 16 // questions of a socket, when what the node can do is measured
-	measured      = 500 * time.Millisecond
+	measured      = 300 * time.Millisecond
 	windows       = 3 // of which the best counts
 	rounds        = 3 // at most, if it could do more than was measured
 
@@ -54,7 +54,7 @@ func (s *site) overload(t *testing.T, name, plugin string) {
 	var udp, tcp *share
 	var peak size
 	for range rounds {
-		ctx, cancel := context.WithTimeout(t.Context(), *faultTime+time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), *faultTime+time.Second/2)
 		var polite sync.WaitGroup
 		udp, tcp = new(share), new(share)
 		for range politeClients {
