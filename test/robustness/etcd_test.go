@@ -13,7 +13,10 @@ import (
 	"github.com/dkimzone/dkimzone/test/harness"
 )
 
-const stale = `coredns_dkim_staleness_seconds{zone="keys.example.net."}`
+const (
+	stale   = `coredns_dkim_staleness_seconds{zone="keys.example.net."}`
+	resyncs = "coredns_dkim_resyncs_total"
+)
 
 // What a node may tell of a fault.
 var (
@@ -132,10 +135,10 @@ func (s *site) noticed(t *testing.T, nodes ...*node) {
 // cutAndCompact closes the connections, and has etcd forget what it wrote
 // meanwhile.
 func (s *site) cutAndCompact(t *testing.T) {
-	const resyncs = `coredns_dkim_resyncs_total{cause="compacted"`
+	const compacted = resyncs + `{cause="compacted"`
 	before := make(map[*node]float64)
 	for _, n := range s.nodes {
-		before[n] = n.mustMetric(t, resyncs)
+		before[n] = n.mustMetric(t, compacted)
 		n.each((*harness.Proxy).Cut)
 	}
 	for i := range changing {
@@ -146,7 +149,7 @@ func (s *site) cutAndCompact(t *testing.T) {
 	s.compact(t)
 	for _, n := range s.nodes {
 		n.each((*harness.Proxy).Restore)
-		n.waitMetric(t, resyncs, func(v float64) bool { return v > before[n] })
+		n.waitMetric(t, compacted, func(v float64) bool { return v > before[n] })
 	}
 }
 

@@ -85,7 +85,7 @@ func TestRestore(t *testing.T) {
 // listed checks that the zone was listed once for a cause.
 func (n *node) listed(t *testing.T, cause string) {
 	t.Helper()
-	if v := n.mustMetric(t, `coredns_dkim_resyncs_total{cause="`+cause+`"`); v != 1 {
+	if v := n.mustMetric(t, resyncs+`{cause="`+cause+`"`); v != 1 {
 		t.Errorf("%s listed the zone %v times because of %s, want once", n.name, v, cause)
 	}
 }
