@@ -14,6 +14,8 @@ RECORDS ?= 10000,200000,2000000
 KEYS ?= 200000
 ROUNDS ?= 3
 BENCHDOC ?=
+SCALE ?= 200000
+PART ?= etcd,list,fanout,storm,resync,served,transfer,start,export
 QUERIES ?= 100000
 SEED ?= 1
 
@@ -26,7 +28,7 @@ TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_protodeps := ./protodeps
 GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc)
 
-.PHONY: help build run test race e2e interop robustness fuzz bench bench-go bench-publish lint fmt generate generate-check tidy-check stock-build clean
+.PHONY: help build run test race e2e interop robustness fuzz bench bench-go bench-publish bench-scale lint fmt generate generate-check tidy-check stock-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +73,9 @@ bench-go: $(TOOLS)/benchstat ## run the Go benchmarks that match BENCH; with BEN
 
 bench-publish: ## publish a file of KEYS (200000) public keys, into dkimd standalone and into dkimd serve with an etcd
 	go test -run '^$$' -bench PublishFile -benchtime $(KEYS)x -timeout 1h ./test/bench
+
+bench-scale: ## measure what a zone of SCALE (200000) records asks of etcd and of DNS nodes; PART=start,resync for some of it; Linux
+	go run ./test/bench/scale -records $(SCALE) -part '$(PART)'
 
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf $(TOOLS)/protodeps ## check Go code and .proto files
 	$(TOOLS)/golangci-lint run ./...

@@ -57,6 +57,7 @@ func BenchmarkUpdate(b *testing.B) {
 			}
 			if n := len(r.journal.entries); n > 0 {
 				b.ReportMetric(float64(heap()-before)/float64(n), "B/entry")
+				runtime.KeepAlive(names)
 				b.ReportMetric(float64(n), "entries")
 			}
 		})
