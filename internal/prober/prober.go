@@ -54,8 +54,8 @@ type Config struct {
 	// horizons, tests. The key is the zone, "example.net". What they delegate is
 	// followed from there.
 	Stubs map[string][]netip.AddrPort
-	// NameServers says where to ask a name server of our own zone, by host name,
-	// instead of at its addresses.
+	// NameServers says where to ask a name server of our own zone, by host name or
+	// by address, instead of at its addresses.
 	NameServers map[string]netip.AddrPort
 	// PrivateAddresses allows to ask servers that a delegation puts at private
 	// and loopback addresses, which is else refused: customers choose what their

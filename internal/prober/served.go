@@ -44,8 +44,9 @@ func (p *Prober) Served(ctx context.Context, zone string, servers []NameServer, 
 
 	checks := make([][]check, len(servers))
 	var wg sync.WaitGroup
+	c := p.course()
 	for i, s := range servers {
-		for _, addr := range p.addressesOf(s) {
+		for _, addr := range c.addressesOf(ctx, s) {
 			for _, how := range []patience{overUDP, overTCP} {
 				checks[i] = append(checks[i], check{host: s.Host, addr: addr, how: how})
 			}
@@ -58,14 +59,22 @@ func (p *Prober) Served(ctx context.Context, zone string, servers []NameServer, 
 	return report(servers, checks, owner)
 }
 
-// addressesOf are those that s is asked at.
-func (p *Prober) addressesOf(s NameServer) []netip.AddrPort {
-	if a, ok := p.own[canonical(s.Host)]; ok {
+// addressesOf are those that s is asked at. A host without addresses, which
+// lies outside our zone, is looked up.
+func (c *course) addressesOf(ctx context.Context, s NameServer) []netip.AddrPort {
+	if a, ok := c.p.own[canonical(s.Host)]; ok {
 		return []netip.AddrPort{a}
+	}
+	if len(s.Addrs) == 0 {
+		found, _ := c.addresses(ctx, canonical(s.Host), 0) // the report names a host that has none
+		return found
 	}
 	addrs := make([]netip.AddrPort, len(s.Addrs))
 	for i, a := range s.Addrs {
-		addrs[i] = netip.AddrPortFrom(a, 53)
+		var ok bool
+		if addrs[i], ok = c.p.own[canonical(a.String())]; !ok {
+			addrs[i] = netip.AddrPortFrom(a, 53)
+		}
 	}
 	return addrs
 }

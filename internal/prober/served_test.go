@@ -105,7 +105,7 @@ func TestServedAddresses(t *testing.T) {
 	elsewhere := w.site("203.0.113.53", ours(right))
 	six := netip.MustParseAddr("2001:db8::53")
 	v4 := netip.MustParseAddr("192.0.2.53")
-	override := map[string]netip.AddrPort{"NS9." + zone + ".": netip.MustParseAddrPort("203.0.113.53:53")}
+	override := map[string]netip.AddrPort{"NS9." + zone + ".": netip.MustParseAddrPort("203.0.113.53:53"), "192.0.2.99": netip.MustParseAddrPort("203.0.113.53:53")}
 	tests := []struct {
 		name    string
 		servers []NameServer
@@ -116,6 +116,7 @@ func TestServedAddresses(t *testing.T) {
 		{"without an address", []NameServer{{Host: "ns1." + zone}}, rotation.Unreachable, ReasonNoProof},
 		{"IPv6 too", []NameServer{{Host: "ns1." + zone, Addrs: []netip.Addr{v4, six}}}, rotation.Proven, ""},
 		{"IPv6 only", []NameServer{{Host: "ns1." + zone, Addrs: []netip.Addr{v4}}, {Host: "ns2." + zone, Addrs: []netip.Addr{six}}}, rotation.Unreachable, ReasonNoProof},
+		{"configured place of an address", []NameServer{{Host: "ns1." + zone, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.99")}}}, rotation.Proven, ""},
 		{"configured place", []NameServer{{Host: "ns9." + zone, Addrs: []netip.Addr{six}}}, rotation.Proven, ""},
 	}
 	for _, tt := range tests {
@@ -130,6 +131,18 @@ func TestServedAddresses(t *testing.T) {
 	}
 	if len(elsewhere.questions()) == 0 {
 		t.Error("the configured place was not asked")
+	}
+}
+
+// A name server outside the zone has no addresses in it.
+func TestServedOutside(t *testing.T) {
+	w, _, second := internet(t, "")
+	second.load(t, ours(`selector1-spamtrap-dk._domainkey TXT "`+record+`"`))
+	for host, want := range map[string]rotation.Finding{"ns2.hoster.net": rotation.Proven, "gone.hoster.net": rotation.Unreachable} {
+		got := w.prober(Config{}).Served(within(t), zone, []NameServer{{Host: host}}, target, record)
+		if got.Finding != want {
+			t.Errorf("%s: %+v, want %v", host, got, want)
+		}
 	}
 }
 
