@@ -22,9 +22,12 @@ var tiers = map[string]int{
 	"etcdclient": 1,
 	"prober":     1,
 	// Use cases.
-	"authn":   2,
-	"authz":   2,
-	"service": 2,
+	"authn":      2,
+	"authz":      2,
+	"service":    2,
+	"mint":       2,
+	"evidence":   2,
+	"controller": 2,
 	// Edges.
 	"cli":    3,
 	"config": 3,
@@ -40,6 +43,8 @@ var shared = map[string]string{
 	"etcdclient": "keystore and replica reach the same etcd in the same way",
 	"authn":      "authz judges whom authn has recognised",
 	"authz":      "service asks it before every call",
+	"mint":       "service and controller make keys in the same way",
+	"evidence":   "service and controller look at DNS in the same way",
 	"config":     "cli reads the configuration that app writes",
 	"embedetcd":  "app starts it",
 }
