@@ -18,6 +18,7 @@ SCALE ?= 200000
 PART ?= etcd,list,fanout,storm,resync,served,transfer,start,export
 QUERIES ?= 100000
 SEED ?= 1
+DOMAINS ?= 100000
 
 TOOLS := bin/tools
 TOOL_benchstat := golang.org/x/perf/cmd/benchstat
@@ -28,7 +29,7 @@ TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_protodeps := ./protodeps
 GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc)
 
-.PHONY: help build run test race e2e interop robustness fuzz bench bench-go bench-publish bench-scale lint fmt generate generate-check tidy-check stock-build clean
+.PHONY: help build run test race e2e interop robustness simulate fuzz bench bench-go bench-publish bench-scale lint fmt generate generate-check tidy-check stock-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +57,9 @@ interop: ## compare our replies with those of other name servers, have them as s
 
 robustness: ## take etcd, network, disk and clients away from DNS nodes, each for FAULT (30s)
 	go test -count=1 -timeout 2h -v ./test/robustness -fault $(FAULT)
+
+simulate: ## let DOMAINS (100000) rotate for two years of virtual time, with everything that customers do; prints a table
+	GOGC=400 go test -count=1 -timeout 1h -run TestSimulation ./test/simulation -domains $(DOMAINS) -seed $(SEED) -print
 
 fuzz: ## run every fuzz target in turn, each for FUZZTIME (20s)
 	@tools/fuzz.sh $(FUZZTIME)

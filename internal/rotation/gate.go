@@ -111,6 +111,7 @@ type look struct {
 	off gateID // a test switches one off
 
 	group
+	closed [2][numGates]block // before the best standby, and before the next
 }
 
 // blocks appends the closed gates before k to buf.
@@ -140,7 +141,7 @@ func (l *look) trusted(k *Key) bool {
 // that has begun anew since, is no reason to stop signing: only a contradiction is, until a new proof has stood for as long
 // as the first one.
 func unbroken(k *Key, o Observation) bool {
-	return k.State == Active && (o.DenyTime.IsZero() || !o.Since.IsZero() && !o.Since.After(k.ActivateTime))
+	return k.State == Active && (o.DenyTime.IsZero() || !o.Since.IsZero() && !o.Since.Add(Margin).After(k.ActivateTime))
 }
 
 func served(l *look, k *Key) block {

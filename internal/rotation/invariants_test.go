@@ -80,7 +80,7 @@ func TestFaults(t *testing.T) {
 	for gate, property := range caughtBy {
 		t.Run(gate, func(t *testing.T) {
 			t.Parallel()
-			for i := range 300 {
+			for i := range 600 {
 				w := newWorld(rand.New(rand.NewPCG(*seed, uint64(i))), gate)
 				for n := range stepsPerWorld {
 					if w.step(); w.broken == nil {

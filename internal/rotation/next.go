@@ -180,15 +180,15 @@ func (l *look) signedBefore() bool {
 // standbyFor chooses the PREPARED key that comes next: one that may at once before one that may later before one for
 // which something is missing, then one of the right algorithm, then the one that has waited longest.
 func (l *look) standbyFor(on occasion) turn {
-	best := turn{on: on}
+	best, spare := turn{on: on}, 0
 	for _, s := range l.slots {
 		k := s.key
 		if k == nil || k.State != Prepared || on&(scheduled|requested) != 0 && k.Algorithm != l.algorithm {
 			continue
 		}
-		t := turn{on: on, standby: k, closed: l.blocks(on, k, nil)}
+		t := turn{on: on, standby: k, closed: l.blocks(on, k, l.closed[spare][:0])}
 		if best.standby == nil || l.better(t, best) {
-			best = t
+			best, spare = t, 1-spare
 		}
 	}
 	return best

@@ -182,6 +182,7 @@ func (w *world) register() {
 
 // step lets one thing happen.
 func (w *world) step() {
+	w.now = w.now.Add(1) // no two things happen at the same time
 	switch w.rng.IntN(20) {
 	case 0, 1, 2, 3:
 		w.now = w.now.Add(w.upTo(0, 3*time.Hour))
