@@ -109,7 +109,9 @@ func write(o options, zones []*zone) error {
 	for _, z := range zones {
 		text := z.table()
 		fmt.Println(text)
-		texts[strconv.Itoa(z.set.Len())] = text
+		if o.only.String() == "" { // no part takes the place of a whole table
+			texts[strconv.Itoa(z.set.Len())] = text
+		}
 	}
 	if len(zones) > 1 {
 		text := bySize(o, zones)
