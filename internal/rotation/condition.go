@@ -15,9 +15,6 @@ const (
 
 // report says how the group fares.
 func (l *look) report(p *plan, t turn) {
-	if p.Conditions == nil {
-		p.Conditions = make([]Condition, 0, 2*len(l.d.Selectors)/max(1, len(l.slots))+1)
-	}
 	p.Conditions = append(p.Conditions, l.signing(t), l.rotating(t))
 }
 

@@ -391,3 +391,13 @@ func TestRefill(t *testing.T) {
 		b.want(t, "", "true SIGNING", "true NOT_DUE")
 	})
 }
+
+// What a controller pays for a look at a domain at which nothing is to be done.
+func BenchmarkNextIdle(b *testing.B) {
+	idle := newBench(2).holds(rotation.Active, rotation.Prepared).see(rotation.Proven).after(day)
+	for b.Loop() {
+		if d := idle.next(); len(d.Steps) > 0 {
+			b.Fatal(show(d.Steps))
+		}
+	}
+}
