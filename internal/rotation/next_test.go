@@ -304,23 +304,24 @@ func TestDrain(t *testing.T) {
 	over := 7*day + 5*time.Minute
 	last := func(d time.Duration) map[string]time.Time { return map[string]time.Time{"k1": now.Add(d), "k2": now} }
 	for _, tt := range []struct {
-		name     string
-		signer   rotation.SignerView
-		end      time.Duration // zero: never, while the signer lives
-		rotating string
+		name   string
+		signer rotation.SignerView
+		end    time.Duration // zero: never, while the signer lives
 	}{
-		{"never used since", rotation.SignerView{LeaseExpiry: at(9999), ReportTime: at(1), Holds: last(-day)}, over, ""},
-		{"used since", rotation.SignerView{LeaseExpiry: at(9999), ReportTime: at(50), Holds: last(2 * day)}, 9 * day, ""},
-		{"no longer held", rotation.SignerView{LeaseExpiry: at(9999), ReportTime: at(1)}, over, ""},
-		{"silent", rotation.SignerView{ID: "mx1", LeaseExpiry: at(9999), ReportTime: at(0), Holds: last(-day)}, 0, "false SIGNER_SILENT"},
-		{"never reported", rotation.SignerView{ID: "mx1", LeaseExpiry: at(9999)}, 0, "false SIGNER_SILENT"},
-		{"vanished", rotation.SignerView{LeaseExpiry: at(72), ReportTime: at(-1)}, 10 * day, ""},
-		{"vanished long before", rotation.SignerView{LeaseExpiry: at(-72), ReportTime: at(-99)}, over, ""},
+		{"never used since", rotation.SignerView{LeaseExpiry: at(9999), ReportTime: at(1), Holds: last(-day)}, over},
+		{"used since", rotation.SignerView{LeaseExpiry: at(9999), ReportTime: at(50), Holds: last(2 * day)}, 9 * day},
+		{"no longer held", rotation.SignerView{LeaseExpiry: at(9999), ReportTime: at(1)}, over},
+		{"silent", rotation.SignerView{ID: "mx1", LeaseExpiry: at(9999), ReportTime: at(0), Holds: last(-day)}, 0},
+		{"never reported", rotation.SignerView{ID: "mx1", LeaseExpiry: at(9999)}, 0},
+		{"vanished", rotation.SignerView{LeaseExpiry: at(72), ReportTime: at(-1)}, 10 * day},
+		{"vanished long before", rotation.SignerView{LeaseExpiry: at(-72), ReportTime: at(-99)}, over},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := draining(tt.signer)
 			if tt.end == 0 {
-				b.after(99 * day)
+				b.after(over - 1)
+				b.want(t, "", "true SIGNING", "true NOT_DUE")
+				b.after(1)
 				b.want(t, "", "true SIGNING", "false SIGNER_SILENT")
 				return
 			}
