@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	domains = flag.Int("domains", 400, "how many customers' domains there are")
+	domains = flag.Int("domains", 250, "how many customers' domains there are")
 	days    = flag.Int("days", 730, "how long they live")
 	check   = flag.Duration("check", day, "how often domains are looked at")
 	seed    = flag.Uint64("seed", 1, "of what happens")
