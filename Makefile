@@ -59,7 +59,7 @@ robustness: ## take etcd, network, disk and clients away from DNS nodes, each fo
 	go test -count=1 -timeout 2h -v ./test/robustness -fault $(FAULT)
 
 simulate: ## let DOMAINS (100000) rotate for two years of virtual time, with everything that customers do; prints a table
-	GOGC=400 go test -count=1 -timeout 1h -run TestSimulation ./test/simulation -domains $(DOMAINS) -seed $(SEED) -print
+	GOGC=400 go test -count=1 -timeout 1h -run TestSimulation ./test/simulation -domains $(DOMAINS) -check 168h -seed $(SEED) -print
 
 fuzz: ## run every fuzz target in turn, each for FUZZTIME (20s)
 	@tools/fuzz.sh $(FUZZTIME)

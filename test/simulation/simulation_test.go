@@ -83,7 +83,7 @@ func (t *tally) print(w io.Writer) {
 		fmt.Fprintf(w, "| %s | %s |\n", name, fmt.Sprintf(format, args...))
 	}
 	fmt.Fprintf(w, "| %d domains, %d days, a look each %s | |\n|---|---|\n", *domains, *days, *check)
-	line("decisions, and looks at the DNS", "%d", t.looks)
+	line("looks at the DNS", "%d", t.looks)
 	for _, reason := range slices.Sorted(maps.Keys(t.activated)) {
 		line("keys that became ACTIVE, "+reason, "%d", t.activated[reason])
 	}
