@@ -27,8 +27,9 @@ type Signer struct {
 	Brand        string // empty: signs for all brands
 	Description  string
 	RegisterTime time.Time
-	LeaseExpiry  time.Time // when it stops counting unless it renews
-	Revision     int64     // store revision it was read or written at; 0: new
+	Lease        time.Duration // from one renewal to the end, to the second
+	LeaseExpiry  time.Time     // when it stops counting unless it renews
+	Revision     int64         // store revision it was read or written at; 0: new
 }
 
 // PutSigner stores a signer, if it is still the one sg was read as, or if there
@@ -37,6 +38,7 @@ func (s *Store) PutSigner(ctx context.Context, sg Signer) (Signer, error) {
 	value, err := proto.Marshal(&schemapb.Signer{
 		Brand: sg.Brand, Description: sg.Description,
 		RegisterTimeMicros: schema.Micros(sg.RegisterTime), LeaseExpiryMicros: schema.Micros(sg.LeaseExpiry),
+		LeaseSeconds: uint64(max(0, sg.Lease/time.Second)),
 	})
 	if err != nil {
 		return Signer{}, fmt.Errorf("signer %s: %w", sg.ID, err)
@@ -105,6 +107,7 @@ func signerFrom(kv *mvccpb.KeyValue) (Signer, error) {
 	return Signer{
 		ID: id, Brand: v.GetBrand(), Description: v.GetDescription(),
 		RegisterTime: schema.FromMicros(v.GetRegisterTimeMicros()), LeaseExpiry: schema.FromMicros(v.GetLeaseExpiryMicros()),
+		Lease:    time.Duration(v.GetLeaseSeconds()) * time.Second, //nolint:gosec // as stored
 		Revision: kv.ModRevision,
 	}, nil
 }

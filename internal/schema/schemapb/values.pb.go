@@ -1122,6 +1122,7 @@ type Signer struct {
 	Description        string                 `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
 	RegisterTimeMicros int64                  `protobuf:"varint,3,opt,name=register_time_micros,json=registerTimeMicros,proto3" json:"register_time_micros,omitempty"`
 	LeaseExpiryMicros  int64                  `protobuf:"varint,4,opt,name=lease_expiry_micros,json=leaseExpiryMicros,proto3" json:"lease_expiry_micros,omitempty"`
+	LeaseSeconds       uint64                 `protobuf:"varint,5,opt,name=lease_seconds,json=leaseSeconds,proto3" json:"lease_seconds,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1180,6 +1181,13 @@ func (x *Signer) GetRegisterTimeMicros() int64 {
 func (x *Signer) GetLeaseExpiryMicros() int64 {
 	if x != nil {
 		return x.LeaseExpiryMicros
+	}
+	return 0
+}
+
+func (x *Signer) GetLeaseSeconds() uint64 {
+	if x != nil {
+		return x.LeaseSeconds
 	}
 	return 0
 }
@@ -1522,12 +1530,13 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\x06served\x18\x05 \x03(\x04R\x06served\x12\x1e\n" +
 	"\n" +
 	"conditions\x18\x06 \x03(\x04R\n" +
-	"conditions\"\xa2\x01\n" +
+	"conditions\"\xc7\x01\n" +
 	"\x06Signer\x12\x14\n" +
 	"\x05brand\x18\x01 \x01(\tR\x05brand\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x120\n" +
 	"\x14register_time_micros\x18\x03 \x01(\x03R\x12registerTimeMicros\x12.\n" +
-	"\x13lease_expiry_micros\x18\x04 \x01(\x03R\x11leaseExpiryMicros\"^\n" +
+	"\x13lease_expiry_micros\x18\x04 \x01(\x03R\x11leaseExpiryMicros\x12#\n" +
+	"\rlease_seconds\x18\x05 \x01(\x04R\fleaseSeconds\"^\n" +
 	"\x06Report\x12!\n" +
 	"\ftime_seconds\x18\x01 \x01(\x03R\vtimeSeconds\x12\x17\n" +
 	"\akey_ids\x18\x02 \x03(\tR\x06keyIds\x12\x18\n" +
