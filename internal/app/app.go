@@ -17,6 +17,8 @@ import (
 	"github.com/dkimzone/dkimzone/internal/keygen"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/mint"
+	"github.com/dkimzone/dkimzone/internal/prober"
 	"github.com/dkimzone/dkimzone/internal/service"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
@@ -92,6 +94,10 @@ type backend struct {
 // the stored data keys were wrapped with, later if etcd does not answer now, and
 // starts to generate keys.
 func newBackend(ctx context.Context, client keystore.Client, kekURL string, logger *slog.Logger) (*backend, error) {
+	dns, err := prober.New(prober.Config{})
+	if err != nil {
+		return nil, err
+	}
 	keeper, err := envelope.OpenKeeper(ctx, kekURL)
 	if err != nil {
 		return nil, err
@@ -104,7 +110,7 @@ func newBackend(ctx context.Context, client keystore.Client, kekURL string, logg
 	}
 	b.pool = keygen.New(keygen.Options{Stock: stock(), Logger: logger})
 	pools.add(b.pool)
-	b.api = service.New(b.store, b.pool, b.sealer, time.Now, logger)
+	b.api = service.New(b.store, mint.New(b.pool, b.sealer), dns, time.Now, logger)
 	return b, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -176,7 +177,8 @@ func pkiCommand() *cobra.Command {
 		Long: `Makes a CA and the certificates of an installation of several processes. A larger
 installation uses its own CA instead: dkimd wants server certificates for its
 listeners, and client certificates with the URI SAN
-spiffe://dkimzone/role/admin/NAME.`,
+spiffe://dkimzone/role/admin/NAME, or .../role/signer/NAME for those who sign
+mail.`,
 		RunE: onlySubcommands,
 	}
 	cmd.PersistentFlags().StringVar(&dir, "dir", "./pki", "`directory` of the CA and the certificates")
@@ -209,11 +211,11 @@ spiffe://dkimzone/role/admin/NAME.`,
 			func(ca *pki.CA, args []string) (string, string, error) {
 				return ca.EnsurePeer(args[0], args[1:], time.Now())
 			}),
-		issue("client NAME ROLE", "Certificate of a caller (role admin), or of a user of etcd (role etcd)",
-			"  dkimd pki client alice admin\n  dkimd pki client dns1 etcd", cobra.ExactArgs(2),
+		issue("client NAME ROLE", "Certificate of a caller (role admin or signer), or of a user of etcd (role etcd)",
+			"  dkimd pki client alice admin\n  dkimd pki client mx1 signer\n  dkimd pki client dns1 etcd", cobra.ExactArgs(2),
 			func(ca *pki.CA, args []string) (string, string, error) {
-				if args[1] != "admin" && args[1] != "etcd" {
-					return "", "", fmt.Errorf("role %q: use admin or etcd", args[1])
+				if !slices.Contains([]string{"admin", "signer", "etcd"}, args[1]) {
+					return "", "", fmt.Errorf("role %q: use admin, signer or etcd", args[1])
 				}
 				return ca.EnsureClient(args[0], pki.Identity{Role: args[1], Name: args[0]}, time.Now())
 			}),

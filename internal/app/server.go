@@ -65,6 +65,7 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 		grpc.ChainStreamInterceptor(countStream, endStreams(s.stopping), service.StreamInterceptor(logger)),
 	)
 	dkimv1.RegisterKeyManagementServer(s.grpc, b.api)
+	dkimv1.RegisterSignerServer(s.grpc, b.api)
 	s.health = health.NewServer()
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
@@ -161,6 +162,7 @@ func (s *servers) watchHealth(ctx context.Context) {
 		}
 		s.health.SetServingStatus("", status)
 		s.health.SetServingStatus(dkimv1.KeyManagement_ServiceDesc.ServiceName, status)
+		s.health.SetServingStatus(dkimv1.Signer_ServiceDesc.ServiceName, status)
 		select {
 		case <-ctx.Done():
 			return

@@ -16,8 +16,11 @@ import (
 // Role is what a caller may do, by kind.
 type Role string
 
-// Admin may do everything. It is the only role so far.
-const Admin Role = "admin"
+// The roles.
+const (
+	Admin  Role = "admin"  // may do everything
+	Signer Role = "signer" // signs mail: asks with which keys, and reports their use
+)
 
 // Identity is an authenticated caller.
 type Identity struct {
@@ -60,7 +63,7 @@ func FromCertificate(cert *x509.Certificate) (Identity, error) {
 			continue
 		}
 		role, name, ok := strings.Cut(rest, "/")
-		if !ok || name == "" || strings.ContainsAny(name, "/?#%") || Role(role) != Admin {
+		if !ok || name == "" || strings.ContainsAny(name, "/?#%") || Role(role) != Admin && Role(role) != Signer {
 			return Identity{}, fmt.Errorf("%w: certificate names %q, which is no role of this service", ErrNoIdentity, uri)
 		}
 		found = append(found, Identity{Role(role), name})

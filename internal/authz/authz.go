@@ -8,7 +8,10 @@ import (
 	"github.com/dkimzone/dkimzone/internal/authn"
 )
 
-const keyManagement = "/dkim.v1.KeyManagement/"
+const (
+	keyManagement = "/dkim.v1.KeyManagement/"
+	signer        = "/dkim.v1.Signer/"
+)
 
 // table has a row for each method of each service.
 var table = map[string][]authn.Role{
@@ -35,10 +38,22 @@ var table = map[string][]authn.Role{
 	keyManagement + "PublishKey":          {authn.Admin},
 	keyManagement + "BatchPublishKeys":    {authn.Admin},
 	keyManagement + "DeleteKey":           {authn.Admin},
+	keyManagement + "UpdateDomain":        {authn.Admin},
+	keyManagement + "CheckDomain":         {authn.Admin},
+	keyManagement + "PlanRotation":        {authn.Admin},
+	keyManagement + "ListDomainEvents":    {authn.Admin},
+	keyManagement + "RevokeKey":           {authn.Admin},
+	keyManagement + "GetSigner":           {authn.Admin},
+	keyManagement + "ListSigners":         {authn.Admin},
+	keyManagement + "DeleteSigner":        {authn.Admin},
 
-	"/grpc.health.v1.Health/Check": {authn.Admin},
-	"/grpc.health.v1.Health/List":  {authn.Admin},
-	"/grpc.health.v1.Health/Watch": {authn.Admin},
+	signer + "RegisterSigner":     {authn.Admin, authn.Signer},
+	signer + "ReportUse":          {authn.Admin, authn.Signer},
+	signer + "ResolveSigningKeys": {authn.Admin, authn.Signer},
+
+	"/grpc.health.v1.Health/Check": {authn.Admin, authn.Signer},
+	"/grpc.health.v1.Health/List":  {authn.Admin, authn.Signer},
+	"/grpc.health.v1.Health/Watch": {authn.Admin, authn.Signer},
 
 	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      {authn.Admin},
 	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": {authn.Admin},

@@ -14,10 +14,11 @@ import (
 )
 
 // Every method that a server offers has a row, so that a new one cannot be
-// forgotten, and only the roles of its row may call it.
+// forgotten, and only the roles of its row may call it: signers what is theirs.
 func TestEveryMethodHasARow(t *testing.T) {
 	server := grpc.NewServer()
 	dkimv1.RegisterKeyManagementServer(server, dkimv1.UnimplementedKeyManagementServer{})
+	dkimv1.RegisterSignerServer(server, dkimv1.UnimplementedSignerServer{})
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	reflection.Register(server)
 
@@ -29,7 +30,11 @@ func TestEveryMethodHasARow(t *testing.T) {
 			if !authz.Allowed(authn.Identity{Role: authn.Admin, Name: "alice"}, name) {
 				t.Errorf("%s: an admin may not call it; is its row missing?", name)
 			}
-			for _, role := range []authn.Role{"", "brand", "signer", "ADMIN", "admin "} {
+			signers := service == dkimv1.Signer_ServiceDesc.ServiceName || service == healthpb.Health_ServiceDesc.ServiceName
+			if authz.Allowed(authn.Identity{Role: authn.Signer, Name: "mx1"}, name) != signers {
+				t.Errorf("%s: a signer may call it: %t, want %t", name, !signers, signers)
+			}
+			for _, role := range []authn.Role{"", "brand", "Signer", "ADMIN", "admin "} {
 				if authz.Allowed(authn.Identity{Role: role, Name: "mallory"}, name) {
 					t.Errorf("%s: role %q may call it", name, role)
 				}

@@ -2,8 +2,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -18,20 +21,24 @@ func (r *run) brand() *cobra.Command {
 		Short: "Brands, the tenants that domains belong to",
 		Example: `  dkimctl brand create acme
   dkimctl brand list`,
-	}, r.brandCreate(), r.brandGet(), r.brandList(), r.brandUpdate(), r.brandDelete())
+	}, r.brandCreate(), r.brandGet(), r.brandList(), r.brandUpdate(), r.brandPlan(), r.brandRotate(), r.brandDelete())
 }
 
 func (r *run) brandCreate() *cobra.Command {
-	var zone, displayName string
+	var zone string
+	var f brandFlags
 	c := r.command(&cobra.Command{
 		Use:   "create BRAND",
 		Short: "Create a brand",
 		Long: `Creates a brand: 1 to 40 letters a to z, digits and dashes, a letter first. Its domains are hosted in one zone for good.
-While there is only one zone, it need not be named.`,
+While there is only one zone, it need not be named.
+
+` + modeHelp + "\n\n" + policyHelp,
 		Example: `  dkimctl brand create acme
-  dkimctl brand create acme --zone keys.example.net --display-name 'Acme Mail'`,
+  dkimctl brand create acme --zone keys.example.net --display-name 'Acme Mail'
+  dkimctl brand create acme --mode shared --rotate-every 60d --max-per-hour 1000`,
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
-		b := &dkimv1.Brand{DisplayName: displayName}
+		b := f.message()
 		if zone != "" {
 			b.Zone = zoneName(zone)
 		}
@@ -42,14 +49,69 @@ While there is only one zone, it need not be named.`,
 		return r.printBrand(b)
 	})
 	c.Flags().StringVar(&zone, "zone", "", "the `zone` that hosts its domains (default the only one there is)")
-	displayNameFlag(c, &displayName)
+	f.define(c)
 	complete(c, "zone", r.completeZones)
 	return c
 }
 
-func displayNameFlag(c *cobra.Command, to *string) {
-	c.Flags().StringVar(to, "display-name", "", "`name` for people")
+const modeHelp = `With --mode domain, the default, mail of each domain is signed with keys of its own. With default it is signed with the
+brand's own key, in the name of the provider; with shared, with one key for all domains of the brand, each of which adds
+CNAMEs to it.`
+
+// brandFlags are the settings of a brand.
+type brandFlags struct {
+	displayName string
+	mode        modeFlag
+	policy      policyFlags
+	fields      map[string]string // field by flag
+}
+
+func (f *brandFlags) define(c *cobra.Command) {
+	c.Flags().StringVar(&f.displayName, "display-name", "", "`name` for people")
+	c.Flags().Var(&f.mode, "mode", "with which keys mail is signed: domain, default or shared (default domain)")
 	noFiles(c, "display-name")
+	complete(c, "mode", func(context.Context, string) ([]string, cobra.ShellCompDirective) {
+		return slices.Sorted(maps.Keys(signingModes)), cobra.ShellCompDirectiveNoFileComp
+	})
+	f.policy.define(c)
+	f.fields = map[string]string{"display-name": "display_name", "mode": "signing_mode"}
+	maps.Copy(f.fields, f.policy.fields)
+}
+
+func (f *brandFlags) message() *dkimv1.Brand {
+	return &dkimv1.Brand{DisplayName: f.displayName, SigningMode: dkimv1.SigningMode(f.mode), RotationPolicy: &f.policy.policy}
+}
+
+// signingModes are the modes in the words of dkimctl.
+var signingModes = map[string]dkimv1.SigningMode{
+	"domain":  dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN,
+	"default": dkimv1.SigningMode_SIGNING_MODE_BRAND_DEFAULT,
+	"shared":  dkimv1.SigningMode_SIGNING_MODE_BRAND_SHARED,
+}
+
+// modeFlag is a signing mode.
+type modeFlag dkimv1.SigningMode
+
+func (m *modeFlag) String() string { return modeText(dkimv1.SigningMode(*m)) }
+
+func (m *modeFlag) Set(s string) error {
+	mode, ok := signingModes[s]
+	if !ok {
+		return errors.New("use domain, default or shared")
+	}
+	*m = modeFlag(mode)
+	return nil
+}
+
+func (*modeFlag) Type() string { return "mode" }
+
+func modeText(m dkimv1.SigningMode) string {
+	for text, known := range signingModes {
+		if known == m {
+			return text
+		}
+	}
+	return ""
 }
 
 func (r *run) brandGet() *cobra.Command {
@@ -84,24 +146,28 @@ func (r *run) brandList() *cobra.Command {
 }
 
 func (r *run) brandUpdate() *cobra.Command {
-	fields := map[string]string{"display-name": "display_name"}
-	b := &dkimv1.Brand{}
+	var f brandFlags
+	var etag string
 	var c *cobra.Command
 	c = r.command(&cobra.Command{
-		Use:     "update BRAND",
-		Short:   "Change a brand's display name",
-		Example: "  dkimctl brand update acme --display-name 'Acme Mail'",
+		Use:   "update BRAND",
+		Short: "Change a brand's settings",
+		Long:  "Changes those settings of a brand that flags name.\n\n" + modeHelp + "\n\n" + policyHelp,
+		Example: `  dkimctl brand update acme --display-name 'Acme Mail'
+  dkimctl brand update acme --mode shared
+  dkimctl brand update acme --rotate-every 60d --freeze 2026-11-27T00:00:00Z/2026-11-30T00:00:00Z`,
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
-		b.Name = brandName(args[0])
-		updated, err := call(ctx, r, api.UpdateBrand, &dkimv1.UpdateBrandRequest{Brand: b, UpdateMask: mask(c, fields)})
+		b := f.message()
+		b.Name, b.Etag = brandName(args[0]), etag
+		updated, err := call(ctx, r, api.UpdateBrand, &dkimv1.UpdateBrandRequest{Brand: b, UpdateMask: mask(c, f.fields)})
 		if err != nil {
 			return err
 		}
 		return r.printBrand(updated)
 	})
-	displayNameFlag(c, &b.DisplayName)
-	etagFlag(c, &b.Etag)
-	c.PreRunE = func(c *cobra.Command, _ []string) error { return needChange(c, fields) }
+	f.define(c)
+	etagFlag(c, &etag)
+	c.PreRunE = func(c *cobra.Command, _ []string) error { return needChange(c, f.fields) }
 	return c
 }
 
@@ -136,6 +202,10 @@ func (r *run) printBrand(b *dkimv1.Brand) error {
 			"Brand", lastPart(b.GetName()),
 			"Zone", lastPart(b.GetZone()),
 			"Display name", b.GetDisplayName(),
+			"Mode", modeText(b.GetSigningMode()),
+			"Rotation", policyText(b.GetRotationPolicy()),
+			"Default keys", lastPart(b.GetDefaultDomain()),
+			"Shared keys", lastPart(b.GetSharedDomain()),
 			"Created", timeText(b.GetCreateTime()),
 			"Etag", b.GetEtag(),
 		)

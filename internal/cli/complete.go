@@ -25,7 +25,7 @@ func (r *run) completion() *cobra.Command {
 	c = r.local(&cobra.Command{
 		Use:   "completion SHELL",
 		Short: "Print the completion script for bash, zsh, fish or powershell",
-		Long: `Prints a script by which a shell completes commands, flags and the names of brands, domains, selectors and zones. Names are
+		Long: `Prints a script by which a shell completes commands, flags and the names of brands, domains, selectors, signers and zones. Names are
 asked of dkimd; when it does not answer at once, none are offered.`,
 		Example: `  source <(dkimctl completion bash)
   dkimctl completion bash >/etc/bash_completion.d/dkimctl
@@ -61,6 +61,11 @@ func (r *run) completeArguments(c *cobra.Command, args []string, prefix string) 
 		return r.completeBrands(c.Context(), prefix)
 	case "DOMAIN":
 		return r.completeDomains(c.Context(), args[0], prefix)
+	case "SIGNER":
+		return r.offer(c.Context(), prefix, func(ctx context.Context, api dkimv1.KeyManagementClient) ([]string, error) {
+			resp, err := call(ctx, r, api.ListSigners, &dkimv1.ListSignersRequest{PageSize: maxCompletions})
+			return lastParts(resp.GetSigners()), err
+		})
 	case "SELECTOR":
 		return r.offer(c.Context(), prefix, func(ctx context.Context, api dkimv1.KeyManagementClient) ([]string, error) {
 			d, err := r.getDomain(ctx, api, args[0], args[1])

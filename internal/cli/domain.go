@@ -28,7 +28,8 @@ func (r *run) domain() *cobra.Command {
 		Example: `  dkimctl domain provision acme spamtrap.dk --wait
   dkimctl domain cnames acme spamtrap.dk
   dkimctl domain rotate acme spamtrap.dk`,
-	}, r.domainProvision(), r.domainGet(), r.domainList(), r.domainRotate(), r.domainDelete(), r.domainCNAMEs(), r.domainWatch())
+	}, r.domainProvision(), r.domainGet(), r.domainDescribe(), r.domainList(), r.domainCheck(), r.domainUpdate(), r.domainRotate(), r.domainHistory(),
+		r.domainDelete(), r.domainCNAMEs(), r.domainWatch())
 }
 
 func (r *run) domainGet() *cobra.Command {
@@ -58,7 +59,7 @@ func (r *run) domainList() *cobra.Command {
 		Long: `Lists the domains of a brand or, without one, of all brands.
 
 A filter consists of terms joined by AND: domain = "*.dk" ("*" may stand at either end), host_label = "spamtrap-dk",
-algorithm = RSA_2048, key_state = PREPARED. A term about keys holds if it does for one of the domain's keys.`,
+algorithm = RSA_2048, key_state = PREPARED, kind = CUSTOMER. A term about keys holds if it does for one of the domain's keys.`,
 		Example: `  dkimctl domain list
   dkimctl domain list acme --filter 'domain = "*.dk" AND key_state = RETIRING'
   dkimctl domain list acme -o json`,
@@ -109,10 +110,11 @@ func (r *run) domainRotate() *cobra.Command {
 	c := r.command(&cobra.Command{
 		Use:   "rotate BRAND DOMAIN",
 		Short: "Let the standby key of a domain sign from now on",
-		Long: `Makes the standby key of each algorithm the one that signs. The key that signed until now goes on being published, so that
-mail on its way still verifies.`,
+		Long: `Makes the standby key of each algorithm the one that signs, if DNS and the signers prove that it may. The key that signed
+until now goes on being published, so that mail on its way still verifies. With --when-ready it happens as soon as the proof
+is there.`,
 		Example: `  dkimctl domain rotate acme spamtrap.dk
-  dkimctl domain rotate acme spamtrap.dk --wait`,
+  dkimctl domain rotate acme spamtrap.dk --when-ready`,
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
 		req.Name = domainName(args[0], args[1])
 		d, err := call(ctx, r, api.RotateDomain, req)
@@ -124,6 +126,7 @@ mail on its way still verifies.`,
 		}
 		return r.wait(ctx, api, w, served{zone: d.GetZone(), revision: d.GetRevision()})
 	})
+	c.Flags().BoolVar(&req.WhenReady, "when-ready", false, "rotate as soon as the standby is proven, and do not refuse while it is not")
 	etagFlag(c, &req.Etag)
 	w.define(c)
 	return c
@@ -157,6 +160,9 @@ customer's CNAMEs point at stays reserved for the brand.
 		}); err != nil {
 			return err
 		}
+		if names := d.GetDanglingCnames(); len(names) > 0 {
+			_, _ = fmt.Fprintln(r.Stderr, oneLine("dkimctl: warning: CNAMEs of the customer pointed here when they were last looked at, and should be removed: "+strings.Join(names, ", ")))
+		}
 		return r.wait(ctx, api, w, served{zone: d.GetZone(), revision: d.GetRevision()})
 	})
 	yesFlag(c, &yes)
@@ -181,6 +187,9 @@ cnameTarget.`,
 		return r.print(d, func(w io.Writer) error {
 			t := newTable(w)
 			for _, s := range d.GetSelectors() {
+				if s.GetCnameOwner() == "" { // of a brand's own key domain
+					continue
+				}
 				row(t, s.GetCnameOwner()+".", "3600 IN CNAME", s.GetCnameTarget()+".")
 			}
 			return t.Flush()
@@ -188,14 +197,19 @@ cnameTarget.`,
 	})
 }
 
+// domainText is the name of a domain, also as people write it.
+func domainText(d *dkimv1.Domain) string {
+	name := lastPart(d.GetName())
+	if d.GetUnicodeDomain() != name {
+		name += " (" + d.GetUnicodeDomain() + ")"
+	}
+	return name
+}
+
 func (r *run) printDomain(d *dkimv1.Domain) error {
 	return r.print(d, func(w io.Writer) error {
-		name := lastPart(d.GetName())
-		if d.GetUnicodeDomain() != name {
-			name += " (" + d.GetUnicodeDomain() + ")"
-		}
 		if err := details(w,
-			"Domain", name,
+			"Domain", domainText(d),
 			"Brand", brandOf(d.GetName()),
 			"Zone", lastPart(d.GetZone()),
 			"Created", timeText(d.GetCreateTime()),

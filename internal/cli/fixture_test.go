@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,7 +25,10 @@ import (
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/keystore/keystoretest"
+	"github.com/dkimzone/dkimzone/internal/mint"
 	"github.com/dkimzone/dkimzone/internal/pki"
+	"github.com/dkimzone/dkimzone/internal/prober"
+	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/service"
 )
 
@@ -33,6 +37,8 @@ import (
 type fixture struct {
 	service     *service.Service
 	keys        *keySource
+	clock       *clock
+	customers   *customers
 	faults      *faults
 	nameServers map[string]*nameServer // ns1, ns2
 
@@ -44,8 +50,8 @@ type fixture struct {
 // newFixture leaves a client configuration in dir/data, as dkimd standalone
 // does, and the files of another authority in dir/other.
 func newFixture(dir string) (*fixture, error) {
-	f := &fixture{keys: newKeySource(), faults: &faults{}, nameServers: make(map[string]*nameServer)}
-	f.service = service.New(keystore.New(keystoretest.NewFake(), time.Minute), f.keys, sealer{}, clock, slog.New(slog.DiscardHandler))
+	f := &fixture{keys: newKeySource(), clock: &clock{}, customers: &customers{}, faults: &faults{}, nameServers: make(map[string]*nameServer)}
+	f.service = service.New(keystore.New(keystoretest.NewFake(), time.Minute), mint.New(f.keys, sealer{}), f.customers, f.clock.now, slog.New(slog.DiscardHandler))
 
 	server, client, err := certificates(filepath.Join(dir, "data", "pki"))
 	if err != nil {
@@ -86,8 +92,56 @@ func newFixture(dir string) (*fixture, error) {
 	return f, err
 }
 
-// clock stands still.
-func clock() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
+// clock stands still, but for what is added.
+type clock struct{ added atomic.Int64 }
+
+func (c *clock) now() time.Time {
+	return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).Add(time.Duration(c.added.Load()))
+}
+
+// customers are the customers' DNS, which is as it should be unless told
+// otherwise, and what dkimd sees of the zone's.
+type customers struct {
+	mu  sync.Mutex
+	bad map[string]string // reason by owner
+	txt map[string]string // challenges by domain
+}
+
+// set makes the CNAME at owner look bad for a reason, or good for "ok".
+func (c *customers) set(owner, reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bad == nil {
+		c.bad, c.txt = make(map[string]string), make(map[string]string)
+	}
+	if rest, ok := strings.CutPrefix(owner, prober.ChallengeLabel+"."); ok {
+		c.txt[rest] = reason
+		return
+	}
+	c.bad[owner] = reason
+}
+
+func (c *customers) Alias(_ context.Context, q prober.AliasQuestion) prober.AliasReport {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if reason := c.bad[q.Owner]; reason != "" && reason != "ok" {
+		return prober.AliasReport{
+			Finding: rotation.Contradicted, Reason: reason, Hint: "Add the record " + q.Owner + ".",
+			Servers: []prober.ServerAnswer{{Host: "ns1.customer.example", Addr: "192.0.2.53:53", Rcode: "NXDOMAIN", Err: "no such name"}},
+		}
+	}
+	return prober.AliasReport{Finding: rotation.Proven, Found: []string{q.Owner + ". CNAME " + q.Target + "."}}
+}
+
+func (*customers) Served(context.Context, string, []prober.NameServer, string, string) prober.ServedReport {
+	return prober.ServedReport{Finding: rotation.Proven}
+}
+
+func (c *customers) Challenge(_ context.Context, domain, token string) (bool, []prober.ServerAnswer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.txt[domain] == token, nil
+}
 
 // certificates makes an authority with a server for 127.0.0.1 and an admin.
 func certificates(dir string) (server, client config.Client, _ error) {
@@ -115,6 +169,7 @@ func (f *fixture) start(address string) error {
 		grpc.ChainUnaryInterceptor(f.faults.intercept, service.UnaryInterceptor(logger)),
 		grpc.StreamInterceptor(service.StreamInterceptor(logger)))
 	dkimv1.RegisterKeyManagementServer(f.server, f.service)
+	dkimv1.RegisterSignerServer(f.server, f.service)
 	go func() { _ = f.server.Serve(l) }()
 	return nil
 }
@@ -161,9 +216,32 @@ type keySource struct {
 	left    int           // -1: any number
 	dry     chan struct{} // closed when somebody waits for a key in vain
 	release chan struct{} // closed when there are keys again
+	used    map[keypair.Algorithm]int
 }
 
-func newKeySource() *keySource { return &keySource{left: -1} }
+func newKeySource() *keySource { return &keySource{left: -1, used: make(map[keypair.Algorithm]int)} }
+
+// stock are keys that were made for some installation. All may have them.
+var stock = keyStock{made: make(map[keypair.Algorithm][]*keypair.KeyPair)}
+
+type keyStock struct {
+	mu   sync.Mutex
+	made map[keypair.Algorithm][]*keypair.KeyPair
+}
+
+// get is the n-th key of an algorithm.
+func (s *keyStock) get(a keypair.Algorithm, n int) (*keypair.KeyPair, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.made[a]) <= n {
+		k, err := keypair.Generate(a)
+		if err != nil {
+			return nil, err
+		}
+		s.made[a] = append(s.made[a], k)
+	}
+	return s.made[a][n], nil
+}
 
 // limit lets n more keys be made until the next call; -1 is any number.
 func (k *keySource) limit(n int) {
@@ -190,8 +268,10 @@ func (k *keySource) Get(ctx context.Context, a keypair.Algorithm) (*keypair.KeyP
 			if k.left > 0 {
 				k.left--
 			}
+			n := k.used[a]
+			k.used[a]++
 			k.mu.Unlock()
-			return keypair.Generate(a)
+			return stock.get(a, n)
 		}
 		release := k.release
 		select {

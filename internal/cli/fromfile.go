@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -157,66 +156,11 @@ func (r *run) waitForZone(ctx context.Context, api dkimv1.KeyManagementClient, w
 // take, one after the other. It stops early, with an error, when ctx ends, when
 // take fails, or when something is wrong that no further line can do without.
 func (r *run) provisionLines(ctx context.Context, api dkimv1.KeyManagementClient, job fileJob, todo []line, take func(result) error) error {
-	work, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	lines, results := make(chan line), make(chan result)
-	go func() {
-		defer close(lines)
-		for _, l := range todo {
-			select {
-			case lines <- l:
-			case <-work.Done():
-				return
-			}
-		}
-	}()
-	var workers sync.WaitGroup
-	for range job.parallel {
-		workers.Go(func() {
-			for l := range lines {
-				d, err := r.provisionLine(work, api, job, l)
-				results <- result{l, d, err}
-			}
+	return inParallel(ctx, job.parallel, todo, func(ctx context.Context, l line) (*dkimv1.Domain, error) {
+		return persist(ctx, r, func() (*dkimv1.Domain, error) {
+			return call(ctx, r, api.ProvisionDomain, job.flags.request(job.brand, string(l.domain), l.algorithm))
 		})
-	}
-	go func() {
-		workers.Wait()
-		close(results)
-	}()
-	for res := range results {
-		if res.err != nil && (work.Err() != nil || fatal(res.err)) {
-			cancel(res.err) // the first one counts
-			continue
-		}
-		if err := take(res); err != nil {
-			cancel(err)
-		}
-	}
-	if ctx.Err() != nil {
-		return errInterrupted
-	}
-	return context.Cause(work)
-}
-
-// provisionLine provisions a domain, again and again while dkimd is away, busy
-// or others are changing the domain, but not longer than the time limit after
-// the first failure.
-func (r *run) provisionLine(ctx context.Context, api dkimv1.KeyManagementClient, job fileJob, l line) (*dkimv1.Domain, error) {
-	var pause backoff
-	var deadline time.Time
-	for {
-		d, err := call(ctx, r, api.ProvisionDomain, job.flags.request(job.brand, string(l.domain), l.algorithm))
-		failed, ok := errors.AsType[*failure](err)
-		if !ok || !passing(failed.code) {
-			return d, err
-		}
-		if deadline.IsZero() {
-			deadline = time.Now().Add(r.timeout)
-		}
-		if !time.Now().Before(deadline) || pause.wait(ctx, failed.retryAfter) != nil {
-			return nil, err
-		}
-	}
+	}, func(l line, d *dkimv1.Domain, err error) error { return take(result{l, d, err}) })
 }
 
 // passing reports whether a call that failed so may succeed the next time.

@@ -22,7 +22,7 @@ func (r *run) key() *cobra.Command {
 		Short: "The keys in a domain's selectors",
 		Example: `  dkimctl key get acme spamtrap.dk selector1
   dkimctl key publish acme spamtrap.dk mailer --public-key-file mailer.pem`,
-	}, r.keyGet(), r.keyList(), r.keyPublish(), r.keyDelete())
+	}, r.keyGet(), r.keyList(), r.keyPublish(), r.keyRevoke(), r.keyDelete())
 }
 
 func (r *run) keyGet() *cobra.Command {

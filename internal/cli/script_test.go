@@ -8,12 +8,16 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"regexp"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/cli"
 )
 
@@ -40,6 +44,10 @@ type fixtureKey struct{}
 //	caught-up NS               fail unless the name server was asked until it was no longer behind
 //	large N FILE               write a file of N letters
 //	domains N FILE             write a file of N domains
+//	later DURATION             let time pass in dkimd
+//	customer OWNER REASON      make a customer's CNAME look bad in DNS, or ok
+//	signer NAME BRAND DOMAIN   register a signer and let it report the keys of a domain
+//	meet-challenge             do what the last command's output asks for
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
@@ -59,7 +67,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"fails": fails, "faults": setFaults, "keys": limitKeys, "dns": setNameServer, "over-tcp": overTCP, "caught-up": caughtUp,
-			"large": large, "domains": domains,
+			"large": large, "domains": domains, "later": later, "customer": customer, "signer": signer, "meet-challenge": meetChallenge,
 		},
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 	})
@@ -163,6 +171,56 @@ func domains(ts *testscript.TestScript, neg bool, args []string) {
 		text = fmt.Appendf(text, "d%d.example\n", i)
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), text, 0o600))
+}
+
+func later(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: later DURATION")
+	}
+	d, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	fixtureOf(ts).clock.added.Add(int64(d))
+}
+
+func customer(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: customer OWNER REASON")
+	}
+	fixtureOf(ts).customers.set(args[0], args[1])
+}
+
+func signer(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: signer NAME BRAND DOMAIN")
+	}
+	ctx, f := context.Background(), fixtureOf(ts)
+	name := "signers/" + args[0]
+	_, err := f.service.RegisterSigner(ctx, &dkimv1.RegisterSignerRequest{Signer: &dkimv1.SignerRegistration{
+		Name: name, Brand: "brands/" + args[1], Description: "the mail server",
+	}})
+	ts.Check(err)
+	d, err := f.service.GetDomain(ctx, &dkimv1.GetDomainRequest{Name: "brands/" + args[1] + "/domains/" + args[2]})
+	ts.Check(err)
+	use := &dkimv1.DomainUse{Domain: d.GetName()}
+	for _, s := range d.GetSelectors() {
+		k := &dkimv1.KeyUse{Key: s.GetKey()}
+		if s.GetKeyState() == dkimv1.KeyState_KEY_STATE_ACTIVE {
+			k.LastUseTime = timestamppb.New(f.clock.now())
+		}
+		use.Keys = append(use.Keys, k)
+	}
+	_, err = f.service.ReportUse(ctx, &dkimv1.ReportUseRequest{Signer: name, Domains: []*dkimv1.DomainUse{use}})
+	ts.Check(err)
+}
+
+var challenge = regexp.MustCompile("`(\\S+)\\. IN TXT \"([^\"]+)\"`")
+
+func meetChallenge(ts *testscript.TestScript, neg bool, args []string) {
+	asked := challenge.FindStringSubmatch(ts.ReadFile("stderr"))
+	if neg || len(args) > 0 || asked == nil {
+		ts.Fatalf("usage: meet-challenge, after a command that asks for it")
+	}
+	fixtureOf(ts).customers.set(asked[1], asked[2])
 }
 
 func large(ts *testscript.TestScript, neg bool, args []string) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -28,6 +29,7 @@ func (r *run) zone() *cobra.Command {
 type zoneFlags struct {
 	zone        dkimv1.Zone
 	nameServers nameServerFlags
+	policy      policyFlags
 	fields      map[string]string // field by flag
 }
 
@@ -52,6 +54,8 @@ func (f *zoneFlags) define(c *cobra.Command) {
 		f.fields[s.flag] = s.field
 	}
 	noFiles(c, "name-server", "mailbox", "record-ttl", "negative-ttl", "apex-ttl", "refresh", "retry", "expire")
+	f.policy.define(c)
+	maps.Copy(f.fields, f.policy.fields)
 }
 
 func (r *run) zoneCreate() *cobra.Command {
@@ -60,12 +64,14 @@ func (r *run) zoneCreate() *cobra.Command {
 		Use:   "create ZONE",
 		Short: "Create a zone",
 		Long: `Creates a hosting zone. Its name servers are those that the parent zone delegates it to; give the addresses of those that
-lie inside the zone.`,
+lie inside the zone.
+
+` + policyHelp,
 		Example: `  dkimctl zone create keys.example.net --name-server ns1.keys.example.net=192.0.2.1,2001:db8::1 \
     --name-server ns2.keys.example.net=198.51.100.1
   dkimctl zone create keys.example.net --name-server ns1.example.org --name-server ns2.example.org --negative-ttl 60`,
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
-		f.zone.NameServers = f.nameServers
+		f.zone.NameServers, f.zone.RotationPolicy = f.nameServers, &f.policy.policy
 		z, err := call(ctx, r, api.CreateZone, &dkimv1.CreateZoneRequest{ZoneId: args[0], Zone: &f.zone})
 		if err != nil {
 			return err
@@ -119,11 +125,13 @@ func (r *run) zoneUpdate() *cobra.Command {
 		Use:   "update ZONE",
 		Short: "Change a zone's settings",
 		Long: `Changes those settings of a zone that flags name; 0 or "" stands for the default. Name servers are replaced all together:
-name those that stay, too.`,
+name those that stay, too.
+
+` + policyHelp,
 		Example: `  dkimctl zone update keys.example.net --record-ttl 7200
   dkimctl zone update keys.example.net --name-server ns1.keys.example.net=192.0.2.1 --name-server ns2.keys.example.net=192.0.2.2`,
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
-		f.zone.Name, f.zone.NameServers = zoneName(args[0]), f.nameServers
+		f.zone.Name, f.zone.NameServers, f.zone.RotationPolicy = zoneName(args[0]), f.nameServers, &f.policy.policy
 		z, err := call(ctx, r, api.UpdateZone, &dkimv1.UpdateZoneRequest{Zone: &f.zone, UpdateMask: mask(c, f.fields)})
 		if err != nil {
 			return err
@@ -210,6 +218,7 @@ func (r *run) printZone(z *dkimv1.Zone) error {
 			"Refresh", seconds(z.GetRefreshSeconds()),
 			"Retry", seconds(z.GetRetrySeconds()),
 			"Expire", seconds(z.GetExpireSeconds()),
+			"Rotation", policyText(z.GetRotationPolicy()),
 			"Serial", serialText(z.GetRevision()),
 			"Created", timeText(z.GetCreateTime()),
 			"Etag", z.GetEtag(),

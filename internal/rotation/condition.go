@@ -15,6 +15,9 @@ const (
 
 // report says how the group fares.
 func (l *look) report(p *plan, t turn) {
+	if p.Conditions == nil {
+		p.Conditions = make([]Condition, 0, 2*len(l.d.Selectors)/max(1, len(l.slots))+1)
+	}
 	p.Conditions = append(p.Conditions, l.signing(t), l.rotating(t))
 }
 
@@ -80,7 +83,7 @@ func (l *look) awaited() block {
 			return block{reason: ReasonAwaitSignersKey, selector: s.Selector.Selector}
 		case s.key == nil:
 		case s.key.State == Retiring:
-			if b := l.last(toRevoke, s.key); b.gate == gateSilent {
+			if b := l.first(toRevoke, s.key); b.gate == gateSilent {
 				return b
 			}
 		case s.key.State == Revoked && s.key.Custody == Signer && !l.now.Before(RefillTime(*l.p, *s.key)):
@@ -115,7 +118,7 @@ func (l *look) absence() (block, time.Time) {
 			at := l.now.Add(max(l.p.Gap, seconds(s.key.TTL)+Margin) + l.lead(s.key))
 			take(block{reason: ReasonAlgorithmChanged, selector: sel, until: at}, at)
 		case s.key.State == Retiring:
-			if b := l.last(toRevoke, s.key); b.hard() {
+			if b := l.first(toRevoke, s.key); b.hard() {
 				take(b, time.Time{})
 				continue
 			}
@@ -136,15 +139,6 @@ func (l *look) absence() (block, time.Time) {
 func (l *look) first(on occasion, k *Key) block {
 	var buf [numGates]block
 	if closed := l.blocks(on, k, buf[:0]); len(closed) > 0 {
-		return closed[0]
-	}
-	return block{}
-}
-
-// last is the only closed gate before k, if all others are open.
-func (l *look) last(on occasion, k *Key) block {
-	var buf [numGates]block
-	if closed := l.blocks(on, k, buf[:0]); len(closed) == 1 {
 		return closed[0]
 	}
 	return block{}

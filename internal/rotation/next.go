@@ -94,11 +94,7 @@ func (l *look) next() Decision {
 		buf  [6]slot
 		near bool
 	)
-	groups := l.algorithms(algs[:0])
-	if len(groups) > 0 {
-		p.Conditions = make([]Condition, 0, 2*len(groups))
-	}
-	for _, a := range groups {
+	for _, a := range l.algorithms(algs[:0]) {
 		l.enter(a, buf[:])
 		t := l.turn()
 		l.change(&p, t)

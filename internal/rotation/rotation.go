@@ -4,10 +4,7 @@
 package rotation
 
 import (
-	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
@@ -72,12 +69,6 @@ type Key struct {
 	RevokeTime   time.Time
 }
 
-// Transition is a key's step to another state.
-type Transition struct {
-	KeyID string
-	To    State
-}
-
 // TransitionError says that a key may not go from one state to another.
 type TransitionError struct {
 	KeyID    string
@@ -86,21 +77,6 @@ type TransitionError struct {
 
 func (e *TransitionError) Error() string {
 	return fmt.Sprintf("key %s is %s and cannot become %s", e.KeyID, e.From, e.To)
-}
-
-// NoStandbyError says that no PREPARED key is there to take over.
-type NoStandbyError struct {
-	Algorithm keypair.Algorithm
-	// Held lists what stands in the selectors of the algorithm.
-	Held []Key
-}
-
-func (e *NoStandbyError) Error() string {
-	held := make([]string, len(e.Held))
-	for i, k := range e.Held {
-		held[i] = fmt.Sprintf("%s is %s", k.Selector, k.State)
-	}
-	return fmt.Sprintf("no standby key of algorithm %s: %s", e.Algorithm, strings.Join(held, ", "))
 }
 
 // Step moves k to state to. The steps are PREPARED → ACTIVE → RETIRING →
@@ -122,72 +98,3 @@ func (k *Key) Step(to State, now time.Time) error {
 	}
 	return nil
 }
-
-// Start gives the keys of a domain's first provisioning their states: of each
-// algorithm the first becomes ACTIVE, unless there is an ACTIVE one among
-// present; the others are PREPARED.
-func Start(fresh []Key, present []Key, now time.Time) []Key {
-	started := slices.Clone(fresh)
-	active := make(map[keypair.Algorithm]bool)
-	for _, k := range present {
-		if rotates(k) && k.State == Active {
-			active[k.Algorithm] = true
-		}
-	}
-	for i := range started {
-		k := &started[i]
-		k.State, k.PrepareTime = Prepared, now
-		if !active[k.Algorithm] {
-			k.State, k.ActivateTime = Active, now
-			active[k.Algorithm] = true
-		}
-	}
-	return started
-}
-
-// Rotate plans a rotation of all algorithms at once: of each, the standby that
-// was prepared first becomes ACTIVE and the ACTIVE key becomes RETIRING. Keys
-// in PUBLIC_ONLY custody take no part. It returns a *NoStandbyError, and no
-// transitions, if one algorithm has no standby; ErrNothingToRotate if there is
-// no key that rotates.
-func Rotate(keys []Key) ([]Transition, error) {
-	byAlgorithm := make(map[keypair.Algorithm][]Key)
-	var order []keypair.Algorithm
-	for _, k := range keys {
-		if !rotates(k) || k.State == Destroyed {
-			continue
-		}
-		if _, seen := byAlgorithm[k.Algorithm]; !seen {
-			order = append(order, k.Algorithm)
-		}
-		byAlgorithm[k.Algorithm] = append(byAlgorithm[k.Algorithm], k)
-	}
-	if len(order) == 0 {
-		return nil, ErrNothingToRotate
-	}
-	var plan []Transition
-	for _, a := range order {
-		held := byAlgorithm[a]
-		standby := -1
-		for i, k := range held {
-			if k.State == Prepared && (standby < 0 || k.PrepareTime.Before(held[standby].PrepareTime)) {
-				standby = i
-			}
-		}
-		if standby < 0 {
-			return nil, &NoStandbyError{Algorithm: a, Held: held}
-		}
-		plan = append(plan, Transition{held[standby].ID, Active})
-		for _, k := range held {
-			if k.State == Active {
-				plan = append(plan, Transition{k.ID, Retiring})
-			}
-		}
-	}
-	return plan, nil
-}
-
-// ErrNothingToRotate is returned by Rotate for a domain without managed keys.
-var ErrNothingToRotate = errors.New("the domain has no keys that the service rotates")
-
-func rotates(k Key) bool { return k.Custody != PublicOnly }

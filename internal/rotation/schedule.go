@@ -37,9 +37,8 @@ const firstCheck = 5 * time.Minute
 
 // checkTime is when evidence is to be gathered next; zero: there is nothing to observe.
 //
-// What is proven is looked at each CheckInterval, each hour when a switch is near, and four times as often while the
-// last look brought no answer. What is not is looked at after five minutes, and ever more seldom the longer it stays so:
-// each wait is as long as all before it.
+// What is proven is looked at each CheckInterval, each hour when a switch is near. What is not is looked at after five
+// minutes, and ever more seldom the longer it stays so: each wait is as long as all before it.
 func (l *look) checkTime(near bool) time.Time {
 	usual := l.p.CheckInterval
 	if near {
@@ -50,12 +49,9 @@ func (l *look) checkTime(near bool) time.Time {
 	var at time.Time
 	look := func(o Observation, since time.Time) {
 		wait := usual
-		switch {
-		case o.Since.IsZero():
+		if o.Since.IsZero() {
 			waited := o.CheckTime.Sub(later(since, o.DenyTime))
 			wait = min(usual, max(waited, firstCheck))
-		case o.Finding == Unreachable:
-			wait = min(usual, l.p.CheckInterval/4)
 		}
 		next := l.now
 		if o.Finding != Unknown {

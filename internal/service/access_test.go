@@ -51,11 +51,11 @@ func TestCallers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, signerKey, err := f.ca.EnsureClient("signer", pki.Identity{Role: "signer", Name: "mta1"}, time.Now())
+	unknown, unknownKey, err := f.ca.EnsureClient("unknown", pki.Identity{Role: "operator", Name: "mta1"}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, files := range map[string][2]string{"without a role": {roleless, rolelessKey}, "of an unknown role": {signer, signerKey}} {
+	for name, files := range map[string][2]string{"without a role": {roleless, rolelessKey}, "of an unknown role": {unknown, unknownKey}} {
 		t.Run(name, func(t *testing.T) {
 			conn := f.connect(t, files[0], files[1])
 			api := dkimv1.NewKeyManagementClient(conn)
@@ -129,6 +129,26 @@ func (f *fixture) everyMethod(t *testing.T) []refusal {
 			{Parent: d.GetName(), Selector: "batched", PublicKey: newPublic(t)},
 		}})},
 		{name: "DeleteKey", call: calling(api.DeleteKey, &dkimv1.DeleteKeyRequest{Name: k.GetName()})},
+		{name: "UpdateDomain", call: calling(api.UpdateDomain, &dkimv1.UpdateDomainRequest{
+			Domain: &dkimv1.Domain{Name: d.GetName(), RotationPolicy: &dkimv1.RotationPolicy{Paused: new(true)}},
+		})},
+		{name: "CheckDomain", call: calling(api.CheckDomain, &dkimv1.CheckDomainRequest{Name: d.GetName()})},
+		{name: "PlanRotation", call: func(ctx context.Context, api dkimv1.KeyManagementClient) error {
+			stream, err := api.PlanRotation(ctx, &dkimv1.PlanRotationRequest{Parent: "brands/acme"})
+			if err != nil {
+				return err
+			}
+			_, err = stream.Recv()
+			return err
+		}},
+		{name: "ListDomainEvents", call: calling(api.ListDomainEvents, &dkimv1.ListDomainEventsRequest{Parent: d.GetName()})},
+		{name: "RevokeKey", call: calling(api.RevokeKey, &dkimv1.RevokeKeyRequest{Name: k.GetName(), Compromised: true})},
+		{name: "GetSigner", call: calling(api.GetSigner, &dkimv1.GetSignerRequest{Name: "signers/mx"})},
+		{name: "ListSigners", call: calling(api.ListSigners, &dkimv1.ListSignersRequest{})},
+		{name: "DeleteSigner", call: calling(api.DeleteSigner, &dkimv1.DeleteSignerRequest{Name: "signers/mx"})},
+		{name: "RegisterSigner", call: asSigner(f, dkimv1.SignerClient.RegisterSigner, &dkimv1.RegisterSignerRequest{})},
+		{name: "ReportUse", call: asSigner(f, dkimv1.SignerClient.ReportUse, &dkimv1.ReportUseRequest{Domains: []*dkimv1.DomainUse{{Domain: d.GetName()}}})},
+		{name: "ResolveSigningKeys", call: asSigner(f, dkimv1.SignerClient.ResolveSigningKeys, &dkimv1.ResolveSigningKeysRequest{Name: d.GetName()})},
 	}
 	if n, want := len(all), len(documented(t)); n != want {
 		t.Fatalf("%d methods, the API has %d", n, want)
@@ -151,7 +171,7 @@ func TestStoreUnavailable(t *testing.T) {
 			if strings.Contains(said, "10.0.0.1") {
 				t.Errorf("the caller is told what is inside: %s", said)
 			}
-			if want := "method=/dkim.v1.KeyManagement/" + m.name; !strings.Contains(f.log.String(), want) || !strings.Contains(f.log.String(), "10.0.0.1") {
+			if want := "/" + m.name; !strings.Contains(f.log.String(), want) || !strings.Contains(f.log.String(), "10.0.0.1") {
 				t.Errorf("the log does not say what is wrong: %s", f.log)
 			}
 		})
@@ -248,14 +268,19 @@ func TestConflict(t *testing.T) {
 	type api = dkimv1.KeyManagementClient
 	for name, call := range map[string]func(context.Context, dkimv1.KeyManagementClient) error{
 		"ProvisionDomain": calling(provisionDomain, &dkimv1.ProvisionDomainRequest{Name: spamtrap, Selectors: specs("a", "b"), Algorithm: ed25519}),
-		"RotateDomain":    calling(api.RotateDomain, &dkimv1.RotateDomainRequest{Name: spamtrap}),
-		"PublishKey":      calling(publishKey, &dkimv1.PublishKeyRequest{Parent: spamtrap, Selector: "new", PublicKey: newPublic(t)}),
-		"DeleteKey":       calling(api.DeleteKey, &dkimv1.DeleteKeyRequest{Name: theirs.GetName()}),
-		"DeleteDomain":    calling(api.DeleteDomain, &dkimv1.DeleteDomainRequest{Name: spamtrap}),
-		"GetKey":          calling(api.GetKey, &dkimv1.GetKeyRequest{Name: theirs.GetName()}),
-		"UpdateZone":      calling(api.UpdateZone, &dkimv1.UpdateZoneRequest{Zone: &dkimv1.Zone{Name: "zones/keys.example.net", RetrySeconds: 60}}),
-		"UpdateBrand":     calling(api.UpdateBrand, &dkimv1.UpdateBrandRequest{Brand: &dkimv1.Brand{Name: "brands/other", DisplayName: "x"}}),
-		"DeleteBrand":     calling(api.DeleteBrand, &dkimv1.DeleteBrandRequest{Name: "brands/other"}),
+		"RotateDomain":    calling(api.RotateDomain, &dkimv1.RotateDomainRequest{Name: spamtrap, WhenReady: true}),
+		"CheckDomain":     calling(api.CheckDomain, &dkimv1.CheckDomainRequest{Name: spamtrap}),
+		"RevokeKey":       calling(api.RevokeKey, &dkimv1.RevokeKeyRequest{Name: theirs.GetName(), Compromised: true}),
+		"UpdateDomain": calling(api.UpdateDomain, &dkimv1.UpdateDomainRequest{
+			Domain: &dkimv1.Domain{Name: spamtrap, RotationPolicy: &dkimv1.RotationPolicy{Paused: new(true)}},
+		}),
+		"PublishKey":   calling(publishKey, &dkimv1.PublishKeyRequest{Parent: spamtrap, Selector: "new", PublicKey: newPublic(t)}),
+		"DeleteKey":    calling(api.DeleteKey, &dkimv1.DeleteKeyRequest{Name: theirs.GetName()}),
+		"DeleteDomain": calling(api.DeleteDomain, &dkimv1.DeleteDomainRequest{Name: spamtrap}),
+		"GetKey":       calling(api.GetKey, &dkimv1.GetKeyRequest{Name: theirs.GetName()}),
+		"UpdateZone":   calling(api.UpdateZone, &dkimv1.UpdateZoneRequest{Zone: &dkimv1.Zone{Name: "zones/keys.example.net", RetrySeconds: 60}}),
+		"UpdateBrand":  calling(api.UpdateBrand, &dkimv1.UpdateBrandRequest{Brand: &dkimv1.Brand{Name: "brands/other", DisplayName: "x"}}),
+		"DeleteBrand":  calling(api.DeleteBrand, &dkimv1.DeleteBrandRequest{Name: "brands/other"}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := changes

@@ -127,11 +127,11 @@ func (s *Service) publishTogether(ctx context.Context, brand string, b *batch) e
 		if present[n].Revision == 0 {
 			present[n] = keystore.Domain{Brand: brand, Name: d.name, Zone: b.zone.Name, CreateTime: s.now()}
 		}
-		change := keystore.Change{Domain: present[n]}
+		change := keystore.Change{Domain: present[n], Actor: actor(ctx)}
 		var items []int
 		for _, i := range d.items {
 			before := len(change.Publish)
-			switch err := s.addPublication(&change, b.items[i], b.zone); {
+			switch err := s.addPublication(ctx, &change, b.items[i], b.zone); {
 			case err != nil: // by what stands, or by another item of this batch
 				alone = append(alone, i)
 			case len(change.Publish) == before: // is there already
@@ -156,8 +156,12 @@ func (s *Service) publishTogether(ctx context.Context, brand string, b *batch) e
 			alone = append(alone, changed[n]...)
 			continue
 		}
+		refusal := storeFailure(res.Err)
+		if claim, ok := errors.AsType[*keystore.ClaimError](res.Err); ok && claim.Reason == keystore.ReservedForBrand {
+			refusal = reserved(brand, claim) // a batch does not wait for DNS
+		}
 		for _, i := range changed[n] {
-			if err := b.done(i, res.Domain, storeFailure(res.Err)); err != nil {
+			if err := b.done(i, res.Domain, refusal); err != nil {
 				return err
 			}
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
@@ -13,6 +15,7 @@ import (
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/rotation"
 )
 
 const maxDisplayName = 200
@@ -22,23 +25,43 @@ func (s *Service) CreateBrand(ctx context.Context, req *dkimv1.CreateBrandReques
 	if err := checkBrandID("brand_id", req.GetBrandId()); err != nil {
 		return nil, err
 	}
-	if err := checkDisplayName(req.GetBrand().GetDisplayName()); err != nil {
-		return nil, err
-	}
 	zone, err := s.brandZone(ctx, req.GetBrand().GetZone())
 	if err != nil {
 		return nil, err
 	}
-	b, err := s.store.CreateBrand(ctx, keystore.Brand{
-		Name: req.GetBrandId(), Zone: zone, DisplayName: req.GetBrand().GetDisplayName(), CreateTime: s.now(),
-	})
+	b := keystore.Brand{Name: req.GetBrandId(), Zone: zone, CreateTime: s.now()}
+	if err := setBrand(&b, req.GetBrand(), brandPaths()); err != nil {
+		return nil, err
+	}
+	b, err = s.store.CreateBrand(ctx, b)
 	if errors.Is(err, keystore.ErrZoneNotFound) {
 		return nil, fail(codes.FailedPrecondition, "ZONE_NOT_FOUND", err.Error()+"; create the zone first")
 	}
 	if err != nil {
 		return nil, storeFailure(err)
 	}
-	return brandMessage(b), nil
+	if err := s.ensureKeyDomains(ctx, b); err != nil {
+		s.takeBack(ctx, b)
+		return nil, err
+	}
+	return s.brandMessage(ctx, b)
+}
+
+// takeBackTime is how long a call that has failed tries to leave nothing.
+const takeBackTime = 5 * time.Second
+
+// takeBack deletes a new brand whose keys could not be made. If it does not
+// succeed the brand stays without them, until UpdateBrand makes them.
+func (s *Service) takeBack(ctx context.Context, b keystore.Brand) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackTime)
+	defer cancel()
+	own, err := s.ownDomains(ctx, b)
+	if err == nil {
+		err = s.store.DeleteBrand(ctx, b, own...)
+	}
+	if err != nil {
+		s.logger.LogAttrs(ctx, slog.LevelWarn, "new brand stays without keys", slog.String("brand", b.Name), slog.Any("error", err))
+	}
 }
 
 // brandZone is the zone a new brand asks for, or the only one there is.
@@ -64,7 +87,7 @@ func (s *Service) GetBrand(ctx context.Context, req *dkimv1.GetBrandRequest) (*d
 	if err != nil {
 		return nil, err
 	}
-	return brandMessage(b), nil
+	return s.brandMessage(ctx, b)
 }
 
 func (s *Service) brand(ctx context.Context, field, resource string) (keystore.Brand, error) {
@@ -92,7 +115,11 @@ func (s *Service) ListBrands(ctx context.Context, req *dkimv1.ListBrandsRequest)
 	}
 	resp := &dkimv1.ListBrandsResponse{}
 	for _, b := range brands {
-		resp.Brands = append(resp.Brands, brandMessage(b))
+		m, err := s.brandMessage(ctx, b)
+		if err != nil {
+			return nil, err
+		}
+		resp.Brands = append(resp.Brands, m)
 	}
 	if more {
 		resp.NextPageToken = pageToken("brands", brands[len(brands)-1].Name)
@@ -102,11 +129,8 @@ func (s *Service) ListBrands(ctx context.Context, req *dkimv1.ListBrandsRequest)
 
 // UpdateBrand implements dkim.v1.KeyManagement.
 func (s *Service) UpdateBrand(ctx context.Context, req *dkimv1.UpdateBrandRequest) (*dkimv1.Brand, error) {
-	paths, err := maskPaths(req.GetUpdateMask(), req.GetBrand(), []string{"display_name", "zone"})
+	paths, err := maskPaths(req.GetUpdateMask(), req.GetBrand(), append(brandPaths(), "zone"))
 	if err != nil {
-		return nil, err
-	}
-	if err := checkDisplayName(req.GetBrand().GetDisplayName()); err != nil {
 		return nil, err
 	}
 	for range conflictRetries {
@@ -120,12 +144,16 @@ func (s *Service) UpdateBrand(ctx context.Context, req *dkimv1.UpdateBrandReques
 		if slices.Contains(paths, "zone") && req.GetBrand().GetZone() != "zones/"+string(b.Zone) {
 			return nil, invalid("brand.zone", "IMMUTABLE_FIELD", "a brand stays in its zone, where its customers' CNAMEs point: create another brand there")
 		}
-		if slices.Contains(paths, "display_name") {
-			b.DisplayName = req.GetBrand().GetDisplayName()
+		if err := setBrand(&b, req.GetBrand(), paths); err != nil {
+			return nil, err
+		}
+		// The keys before the mode that needs them.
+		if err := s.ensureKeyDomains(ctx, b); err != nil {
+			return nil, err
 		}
 		b, err = s.store.UpdateBrand(ctx, b)
 		if err == nil {
-			return brandMessage(b), nil
+			return s.brandMessage(ctx, b)
 		}
 		if !errors.Is(err, keystore.ErrConflict) {
 			return nil, storeFailure(err)
@@ -136,32 +164,89 @@ func (s *Service) UpdateBrand(ctx context.Context, req *dkimv1.UpdateBrandReques
 
 // DeleteBrand implements dkim.v1.KeyManagement.
 func (s *Service) DeleteBrand(ctx context.Context, req *dkimv1.DeleteBrandRequest) (*emptypb.Empty, error) {
-	b, err := s.brand(ctx, "name", req.GetName())
+	for range conflictRetries {
+		b, err := s.brand(ctx, "name", req.GetName())
+		if err != nil {
+			return nil, err
+		}
+		if err := checkETag(req.GetEtag(), b.ETag()); err != nil {
+			return nil, err
+		}
+		own, err := s.ownDomains(ctx, b)
+		if err != nil {
+			return nil, err
+		}
+		err = s.store.DeleteBrand(ctx, b, own...)
+		if err == nil {
+			return &emptypb.Empty{}, nil
+		}
+		if !errors.Is(err, keystore.ErrConflict) { // its own keys rotate meanwhile
+			return nil, storeFailure(err)
+		}
+	}
+	return nil, storeFailure(keystore.ErrConflict)
+}
+
+// brandPaths are the fields of a brand that may be set.
+func brandPaths() []string { return append(policyPaths(), "display_name", "signing_mode") }
+
+// setBrand sets the named fields of b from msg; fields that msg leaves empty get
+// their defaults.
+func setBrand(b *keystore.Brand, msg *dkimv1.Brand, paths []string) error {
+	if slices.Contains(paths, "display_name") {
+		if n := utf8.RuneCountInString(msg.GetDisplayName()); n > maxDisplayName {
+			return invalid("brand.display_name", "INVALID_BRAND", fmt.Sprintf("%d characters, at most %d are allowed", n, maxDisplayName))
+		}
+		b.DisplayName = msg.GetDisplayName()
+	}
+	if slices.Contains(paths, "signing_mode") {
+		mode, ok := modes[msg.GetSigningMode()]
+		if !ok {
+			return invalid("brand.signing_mode", "INVALID_BRAND", fmt.Sprintf("%d is no mode: use PER_DOMAIN, BRAND_DEFAULT or BRAND_SHARED", msg.GetSigningMode()))
+		}
+		b.Mode = mode
+	}
+	return setPolicy(&b.Policy, msg.GetRotationPolicy(), "brand", paths)
+}
+
+// modes are the signing modes of the API.
+var modes = map[dkimv1.SigningMode]rotation.Mode{
+	dkimv1.SigningMode_SIGNING_MODE_UNSPECIFIED:   rotation.ModePerDomain,
+	dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN:    rotation.ModePerDomain,
+	dkimv1.SigningMode_SIGNING_MODE_BRAND_DEFAULT: rotation.ModeBrandDefault,
+	dkimv1.SigningMode_SIGNING_MODE_BRAND_SHARED:  rotation.ModeBrandShared,
+}
+
+func modeMessage(m rotation.Mode) dkimv1.SigningMode {
+	switch m {
+	case rotation.ModeBrandDefault:
+		return dkimv1.SigningMode_SIGNING_MODE_BRAND_DEFAULT
+	case rotation.ModeBrandShared:
+		return dkimv1.SigningMode_SIGNING_MODE_BRAND_SHARED
+	}
+	return dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN
+}
+
+// brandMessage is a brand with its own key domains, as far as they are there.
+func (s *Service) brandMessage(ctx context.Context, b keystore.Brand) (*dkimv1.Brand, error) {
+	m := &dkimv1.Brand{
+		Name:           "brands/" + b.Name,
+		Zone:           "zones/" + string(b.Zone),
+		DisplayName:    b.DisplayName,
+		CreateTime:     timestamp(b.CreateTime),
+		Etag:           b.ETag(),
+		SigningMode:    modeMessage(b.Mode),
+		RotationPolicy: overrideMessage(b.Policy),
+	}
+	names := []dnsname.Domain{keystore.DefaultDomainName(b), keystore.SharedDomainName(b)}
+	domains, err := s.store.DomainsOf(ctx, b.Name, names)
 	if err != nil {
-		return nil, err
-	}
-	if err := checkETag(req.GetEtag(), b.ETag()); err != nil {
-		return nil, err
-	}
-	if err := s.store.DeleteBrand(ctx, b); err != nil {
 		return nil, storeFailure(err)
 	}
-	return &emptypb.Empty{}, nil
-}
-
-func checkDisplayName(name string) error {
-	if n := utf8.RuneCountInString(name); n > maxDisplayName {
-		return invalid("brand.display_name", "INVALID_BRAND", fmt.Sprintf("%d characters, at most %d are allowed", n, maxDisplayName))
+	for i, to := range []*string{&m.DefaultDomain, &m.SharedDomain} {
+		if domains[i].Revision != 0 {
+			*to = domainName{b.Name, names[i]}.String()
+		}
 	}
-	return nil
-}
-
-func brandMessage(b keystore.Brand) *dkimv1.Brand {
-	return &dkimv1.Brand{
-		Name:        "brands/" + b.Name,
-		Zone:        "zones/" + string(b.Zone),
-		DisplayName: b.DisplayName,
-		CreateTime:  timestamp(b.CreateTime),
-		Etag:        b.ETag(),
-	}
+	return m, nil
 }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+
+	"google.golang.org/grpc/codes"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
@@ -22,7 +25,7 @@ func (s *Service) GetDomain(ctx context.Context, req *dkimv1.GetDomainRequest) (
 	if err != nil {
 		return nil, err
 	}
-	return domainMessage(d)
+	return s.describe(ctx, d)
 }
 
 func (s *Service) domain(ctx context.Context, field, resource string) (keystore.Domain, error) {
@@ -68,7 +71,9 @@ func (s *Service) ListDomains(ctx context.Context, req *dkimv1.ListDomainsReques
 		batch = maxPageSize
 	}
 	resp := &dkimv1.ListDomainsResponse{}
-	for scanned := 0; scanned < maxScan; {
+	var found []keystore.Domain
+	last := false
+	for scanned := 0; scanned < maxScan && len(found) < size && !last; {
 		domains, more, err := s.store.Domains(ctx, brand, after, batch)
 		if err != nil {
 			return nil, storeFailure(err)
@@ -78,25 +83,21 @@ func (s *Service) ListDomains(ctx context.Context, req *dkimv1.ListDomainsReques
 			if !match(d) {
 				continue
 			}
-			m, err := domainMessage(d)
-			if err != nil {
-				return nil, err
-			}
-			resp.Domains = append(resp.Domains, m)
-			if len(resp.Domains) == size {
+			found = append(found, d)
+			if len(found) == size {
 				more = more || i < len(domains)-1
 				break
 			}
 		}
-		if !more {
-			return resp, nil
-		}
-		if len(resp.Domains) == size {
-			break
-		}
+		last = !more
 		scanned += len(domains)
 	}
-	resp.NextPageToken = pageToken(request, after.Brand+"/"+string(after.Domain))
+	if resp.Domains, err = s.messages(ctx, found); err != nil {
+		return nil, err
+	}
+	if !last {
+		resp.NextPageToken = pageToken(request, after.Brand+"/"+string(after.Domain))
+	}
 	return resp, nil
 }
 
@@ -123,59 +124,48 @@ func (s *Service) DeleteDomain(ctx context.Context, req *dkimv1.DeleteDomainRequ
 		if err := checkETag(req.GetEtag(), d.ETag()); err != nil {
 			return nil, err
 		}
+		if d.Kind != rotation.Customer {
+			return nil, fail(codes.FailedPrecondition, "KEY_DOMAIN", fmt.Sprintf("%s holds the own keys of brand %s, which go with the brand", d.Name, d.Brand))
+		}
+		dangling, err := s.aliases(ctx, d)
+		if err != nil {
+			return nil, err
+		}
 		now := s.now()
-		revision, err := s.store.DeleteDomain(ctx, d, now)
+		revision, err := s.store.DeleteDomain(ctx, d, now, s.event(ctx, "DELETE"))
 		if errors.Is(err, keystore.ErrConflict) {
 			continue
 		}
 		if err != nil {
 			return nil, storeFailure(err)
 		}
-		m, err := domainMessage(d)
+		m, err := domainMessage(d, nil)
 		if err != nil {
 			return nil, err
 		}
 		m.DeleteTime, m.Revision, m.Etag = timestamp(now), revision, ""
+		m.DanglingCnames = dangling
 		return m, nil
 	}
 	return nil, storeFailure(keystore.ErrConflict)
 }
 
-// RotateDomain implements dkim.v1.KeyManagement.
-func (s *Service) RotateDomain(ctx context.Context, req *dkimv1.RotateDomainRequest) (*dkimv1.Domain, error) {
-	n, err := parseExistingDomainName("name", req.GetName())
+// aliases are the names of the CNAMEs that pointed here at the last look.
+func (s *Service) aliases(ctx context.Context, d keystore.Domain) ([]string, error) {
+	status, err := s.store.Status(ctx, d.Brand, d.Name)
 	if err != nil {
-		return nil, err
+		return nil, storeFailure(err)
 	}
-	d, err := s.changeDomain(ctx, n, keystore.Zone{}, func(d keystore.Domain) (*keystore.Change, error) {
-		if d.Revision == 0 {
-			return nil, storeFailure(fmt.Errorf("%w: %s", keystore.ErrDomainNotFound, n.domain))
+	var names []string
+	for _, sel := range slices.Sorted(maps.Keys(status.Aliases)) {
+		if status.Aliases[sel].Since.IsZero() {
+			continue
 		}
-		if err := checkETag(req.GetEtag(), d.ETag()); err != nil {
-			return nil, err
+		name, err := dnsname.AliasOwnerName(sel, d.Name)
+		if err != nil {
+			return nil, fmt.Errorf("domain %s: %w", d.Name, err)
 		}
-		return s.rotate(d)
-	})
-	if err != nil {
-		return nil, err
+		names = append(names, name)
 	}
-	return domainMessage(d)
-}
-
-func (s *Service) rotate(d keystore.Domain) (*keystore.Change, error) {
-	keys := make([]rotation.Key, len(d.Keys))
-	for i, k := range d.Keys {
-		keys[i] = k.Key
-	}
-	steps, err := rotation.Rotate(keys)
-	if err != nil {
-		return nil, rotationFailure(err)
-	}
-	d.Keys = slices.Clone(d.Keys)
-	for _, step := range steps {
-		if err := d.Key(step.KeyID).Step(step.To, s.now()); err != nil {
-			return nil, err
-		}
-	}
-	return &keystore.Change{Domain: d}, nil
+	return names, nil
 }

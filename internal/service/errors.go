@@ -16,7 +16,6 @@ import (
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
-	"github.com/dkimzone/dkimzone/internal/rotation"
 )
 
 // ErrorDomain is the domain of every ErrorInfo.
@@ -84,6 +83,8 @@ func storeFailure(err error) error {
 		return fail(codes.NotFound, "DOMAIN_NOT_FOUND", err.Error()+" in this brand; provision it first")
 	case errors.Is(err, keystore.ErrKeyNotFound):
 		return fail(codes.NotFound, "KEY_NOT_FOUND", err.Error())
+	case errors.Is(err, keystore.ErrSignerNotFound):
+		return fail(codes.NotFound, "SIGNER_NOT_FOUND", err.Error()+"; ListSigners shows which are there")
 	case errors.Is(err, keystore.ErrTooManyKeys):
 		return fail(codes.FailedPrecondition, "TOO_MANY_KEYS", err.Error()+"; delete those that are not needed, or choose selectors without dashes")
 	case errors.Is(err, keystore.ErrConflict):
@@ -150,20 +151,6 @@ func publicKeyFailure(field string, err error) error {
 	}
 	if r, ok := errors.AsType[*dkimrecord.InvalidError](err); ok {
 		return invalid(field, "INVALID_PUBLIC_KEY", r.Error(), "detail", string(r.Reason))
-	}
-	return err
-}
-
-// rotationFailure turns an error of rotation into a rejection.
-func rotationFailure(err error) error {
-	var standby *rotation.NoStandbyError
-	switch {
-	case errors.As(err, &standby):
-		return fail(codes.FailedPrecondition, "NO_STANDBY_KEY",
-			err.Error()+"; a rotation needs a PREPARED key: provision a further selector of that algorithm",
-			"algorithm", standby.Algorithm.String())
-	case errors.Is(err, rotation.ErrNothingToRotate):
-		return fail(codes.FailedPrecondition, "NO_STANDBY_KEY", err.Error()+"; provision it first")
 	}
 	return err
 }

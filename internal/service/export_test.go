@@ -17,6 +17,7 @@ import (
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/dkimrecord"
 	"github.com/dkimzone/dkimzone/internal/keypair"
+	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/schema"
 )
 
@@ -67,10 +68,10 @@ func TestExportZone(t *testing.T) {
 		NameServers: []*dkimv1.NameServer{{Host: "ns1.dkim.example.org", Addresses: []string{"192.0.2.1", "2001:db8::1"}}, {Host: "ns.example.com"}},
 		Mailbox:     "dns@example.com", RecordTtlSeconds: 7200, NegativeTtlSeconds: 60, ApexTtlSeconds: 600, RefreshSeconds: 61, RetrySeconds: 62, ExpireSeconds: 3663,
 	}}))(t)
-	must(f.api.CreateBrand(ctx, &dkimv1.CreateBrandRequest{BrandId: "org", Brand: &dkimv1.Brand{Zone: "zones/dkim.example.org"}}))(t)
+	must(f.store.CreateBrand(ctx, keystore.Brand{Name: "org", Zone: "dkim.example.org", CreateTime: start}))(t)
 	f.provision(t, spamtrap) // in another zone
 
-	rsa := rsaKeys[keypair.RSA4096]()[0].Public()
+	rsa := must(rsaKey(keypair.RSA4096, 0))(t).Public()
 	text := dkimrecord.Record{KeyType: dkimrecord.RSA, PublicKey: rsa.Octets, Testing: true}.String()
 	must(f.api.PublishKey(ctx, &dkimv1.PublishKeyRequest{
 		Parent: "brands/org/domains/b.example", Selector: "large", PublicKey: text, TtlSeconds: 300, Testing: true,
@@ -112,7 +113,7 @@ func TestExportZone(t *testing.T) {
 // fillRecords stores n records of the zone keys.example.net and returns their names.
 func (f *fixture) fillRecords(t *testing.T, n int) []string {
 	t.Helper()
-	octets := rsaKeys[keypair.RSA2048]()[0].Public().Octets
+	octets := must(rsaKey(keypair.RSA2048, 0))(t).Public().Octets
 	value := string(must(schema.PublicRecord{PublicKey: octets, TTL: 3600}.Marshal())(t))
 	var names []string
 	var ops []clientv3.Op

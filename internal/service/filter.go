@@ -88,8 +88,15 @@ func parseTerm(field, value string) (func(keystore.Domain) bool, error) {
 			}
 		}
 		return nil, badFilter("key_state = %q: use PREPARED, ACTIVE, RETIRING, REVOKED or DESTROYED", value)
+	case "kind":
+		for kind, api := range kinds {
+			if strings.TrimPrefix(value, "DOMAIN_KIND_") == strings.TrimPrefix(api.String(), "DOMAIN_KIND_") {
+				return func(d keystore.Domain) bool { return d.Kind == kind }, nil
+			}
+		}
+		return nil, badFilter("kind = %q: use CUSTOMER, BRAND_DEFAULT or BRAND_SHARED", value)
 	}
-	return nil, badFilter("%q is no field of a filter: use domain, host_label, algorithm or key_state", field)
+	return nil, badFilter("%q is no field of a filter: use domain, host_label, algorithm, key_state or kind", field)
 }
 
 func anyKey(match func(keystore.Key) bool) func(keystore.Domain) bool {

@@ -3,7 +3,6 @@ package service_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -36,6 +35,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/keystore/keystoretest"
+	"github.com/dkimzone/dkimzone/internal/mint"
 	"github.com/dkimzone/dkimzone/internal/pki"
 	"github.com/dkimzone/dkimzone/internal/service"
 )
@@ -57,7 +57,9 @@ type fixture struct {
 	store   *keystore.Store
 	service *service.Service
 	keys    *keySource
+	dns     *fakeDNS
 	api     dkimv1.KeyManagementClient
+	signer  dkimv1.SignerClient // of signer mx
 	health  healthpb.HealthClient
 	log     *logBuffer
 
@@ -87,7 +89,7 @@ func (r *rival) Txn(ctx context.Context) clientv3.Txn {
 // brands acme and other in it.
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{fake: keystoretest.NewFake(), keys: newKeySource(), log: &logBuffer{}, streams: make(chan string, 100)}
+	f := &fixture{fake: keystoretest.NewFake(), keys: newKeySource(), dns: &fakeDNS{}, log: &logBuffer{}, streams: make(chan string, 100)}
 	f.setTime(start)
 	f.store = keystore.New(&rival{Fake: f.fake, act: &f.rival}, time.Minute)
 	kek := filepath.Join(t.TempDir(), "kek.key")
@@ -101,14 +103,32 @@ func newFixture(t *testing.T) *fixture {
 	t.Cleanup(func() { keeper.Close() })
 	logger := slog.New(slog.NewTextHandler(f.log, nil))
 	now := func() time.Time { return (*f.now.Load())() }
-	f.service = service.New(f.store, f.keys, envelope.NewSealer(keeper, f.store), now, logger)
+	f.service = service.New(f.store, mint.New(f.keys, envelope.NewSealer(keeper, f.store)), f.dns, now, logger)
 	f.serve(t, logger)
 
 	must(f.api.CreateZone(t.Context(), &dkimv1.CreateZoneRequest{ZoneId: "keys.example.net", Zone: &dkimv1.Zone{NameServers: outside}}))(t)
+	// Brands as they were before they had keys of their own, which few tests are
+	// about.
 	for _, b := range []string{"acme", "other"} {
-		must(f.api.CreateBrand(t.Context(), &dkimv1.CreateBrandRequest{BrandId: b}))(t)
+		must(f.store.CreateBrand(t.Context(), keystore.Brand{Name: b, Zone: "keys.example.net", CreateTime: start}))(t)
 	}
 	return f
+}
+
+// prove lets a day pass in which DNS shows all that a domain needs.
+func (f *fixture) prove(t testing.TB, name string) {
+	t.Helper()
+	req := &dkimv1.CheckDomainRequest{Name: name}
+	must(f.api.CheckDomain(context.Background(), req))(t)
+	f.setTime((*f.now.Load())().Add(25 * time.Hour))
+	must(f.api.CheckDomain(context.Background(), req))(t)
+}
+
+// rotate proves a domain's standby and rotates to it.
+func (f *fixture) rotate(t testing.TB, name string) *dkimv1.Domain {
+	t.Helper()
+	f.prove(t, name)
+	return must(f.api.RotateDomain(context.Background(), &dkimv1.RotateDomainRequest{Name: name}))(t)
 }
 
 // outside is a name server that needs no address.
@@ -132,6 +152,7 @@ func (f *fixture) serve(t *testing.T, logger *slog.Logger) {
 		grpc.ChainUnaryInterceptor(service.UnaryInterceptor(logger)),
 		grpc.ChainStreamInterceptor(f.watchStreams, service.StreamInterceptor(logger)))
 	dkimv1.RegisterKeyManagementServer(server, f.service)
+	dkimv1.RegisterSignerServer(server, f.service)
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	listener := bufconn.Listen(1 << 20)
 	f.dial = func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }
@@ -148,6 +169,17 @@ func (f *fixture) serve(t *testing.T, logger *slog.Logger) {
 	}
 	conn := f.connect(t, cert, key)
 	f.api, f.health = dkimv1.NewKeyManagementClient(conn), healthpb.NewHealthClient(conn)
+	f.signer = dkimv1.NewSignerClient(f.as(t, "signer", "mx"))
+}
+
+// as is a connection of a caller of a role.
+func (f *fixture) as(t *testing.T, role, name string) *grpc.ClientConn {
+	t.Helper()
+	cert, key, err := f.ca.EnsureClient(role+"-"+name, pki.Identity{Role: role, Name: name}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.connect(t, cert, key)
 }
 
 func (f *fixture) watchStreams(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -270,15 +302,19 @@ func (f *fixture) refused(t testing.TB, want rejection, call func() error) strin
 // that of the service.
 var documented = func() func(t testing.TB) map[string]map[string]bool {
 	read := sync.OnceValues(func() (map[string]map[string]bool, error) {
-		proto, err := os.ReadFile("../../api/dkim/v1/key_management.proto")
-		if err != nil {
-			return nil, err
+		var protos []byte
+		for _, file := range []string{"key_management", "signer"} {
+			text, err := os.ReadFile("../../api/dkim/v1/" + file + ".proto")
+			if err != nil {
+				return nil, err
+			}
+			protos = append(protos, text...)
 		}
 		word := regexp.MustCompile(`[A-Z]+_[A-Z_]+|INTERNAL|CONFLICT|UNAUTHENTICATED`)
 		declaration := regexp.MustCompile(`(?m)((?:^ *//.*\n)+) *(service|rpc) (\w+)`)
 		methods := make(map[string]map[string]bool)
 		var general []string
-		for _, m := range declaration.FindAllSubmatch(proto, -1) {
+		for _, m := range declaration.FindAllSubmatch(protos, -1) {
 			words := word.FindAllString(string(m[1]), -1)
 			if string(m[2]) == "service" {
 				general = words
@@ -331,22 +367,26 @@ func (s *keySource) block() <-chan struct{} {
 
 func newKeySource() *keySource { return &keySource{used: make(map[keypair.Algorithm]int)} }
 
-var rsaKeys = func() map[keypair.Algorithm]func() []*keypair.KeyPair {
-	keys := make(map[keypair.Algorithm]func() []*keypair.KeyPair)
-	for a, n := range map[keypair.Algorithm]int{keypair.RSA2048: 4, keypair.RSA3072: 2, keypair.RSA4096: 2} {
-		keys[a] = sync.OnceValue(func() []*keypair.KeyPair {
-			made := make([]*keypair.KeyPair, n)
-			for i := range made {
-				var err error
-				if made[i], err = keypair.Generate(a); err != nil {
-					panic(err)
-				}
-			}
-			return made
-		})
+// rsaKeys are keys that were made for some test: all may have them.
+var rsaKeys = struct {
+	sync.Mutex
+
+	made map[keypair.Algorithm][]*keypair.KeyPair
+}{made: make(map[keypair.Algorithm][]*keypair.KeyPair)}
+
+// rsaKey is the n-th key of an algorithm.
+func rsaKey(a keypair.Algorithm, n int) (*keypair.KeyPair, error) {
+	rsaKeys.Lock()
+	defer rsaKeys.Unlock()
+	for len(rsaKeys.made[a]) <= n {
+		k, err := keypair.Generate(a)
+		if err != nil {
+			return nil, err
+		}
+		rsaKeys.made[a] = append(rsaKeys.made[a], k)
 	}
-	return keys
-}()
+	return rsaKeys.made[a][n], nil
+}
 
 func (s *keySource) Get(ctx context.Context, a keypair.Algorithm) (*keypair.KeyPair, error) {
 	if calls := s.blocked.Load(); calls != nil {
@@ -363,17 +403,15 @@ func (s *keySource) Get(ctx context.Context, a keypair.Algorithm) (*keypair.KeyP
 		return nil, s.err
 	}
 	var k *keypair.KeyPair
-	if stock := rsaKeys[a]; stock != nil {
-		if s.used[a] == len(stock()) {
-			return nil, errors.New("the test needs more keys of this algorithm")
-		}
-		k = stock()[s.used[a]]
-		s.used[a]++
+	var err error
+	if a == keypair.Ed25519 {
+		k, err = keypair.Generate(a)
 	} else {
-		var err error
-		if k, err = keypair.Generate(a); err != nil {
-			return nil, err
-		}
+		k, err = rsaKey(a, s.used[a])
+		s.used[a]++
+	}
+	if err != nil {
+		return nil, err
 	}
 	s.made = append(s.made, k)
 	return k, nil

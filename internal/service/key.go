@@ -157,9 +157,12 @@ func (s *Service) PublishKey(ctx context.Context, req *dkimv1.PublishKeyRequest)
 }
 
 func (s *Service) publish(ctx context.Context, p publishing, zone keystore.Zone) (keystore.Domain, error) {
+	if err := inZone("parent", p.name.domain, zone.Name); err != nil {
+		return keystore.Domain{}, err
+	}
 	return s.changeDomain(ctx, p.name, zone, func(d keystore.Domain) (*keystore.Change, error) {
-		change := &keystore.Change{Domain: d}
-		if err := s.addPublication(change, p, zone); err != nil || len(change.Publish) == 0 {
+		change := &keystore.Change{Domain: d, Actor: actor(ctx)}
+		if err := s.addPublication(ctx, change, p, zone); err != nil || len(change.Publish) == 0 {
 			return nil, err
 		}
 		return change, nil
@@ -168,7 +171,7 @@ func (s *Service) publish(ctx context.Context, p publishing, zone keystore.Zone)
 
 // addPublication adds to a change what p asks for: a new key, or for a selector
 // that holds the same key already another TTL or test flag, or nothing.
-func (s *Service) addPublication(c *keystore.Change, p publishing, zone keystore.Zone) error {
+func (s *Service) addPublication(ctx context.Context, c *keystore.Change, p publishing, zone keystore.Zone) error {
 	held := c.Domain.KeyIn(p.selector)
 	if held != nil && (held.Custody != rotation.PublicOnly || held.Fingerprint != fingerprint(p.public)) {
 		return selectorInUse(&c.Domain, held)
@@ -192,7 +195,7 @@ func (s *Service) addPublication(c *keystore.Change, p publishing, zone keystore
 		k = keystore.Key{
 			Key: rotation.Key{
 				ID: newKeyID(), Selector: p.selector, Algorithm: p.public.Algorithm, State: rotation.Active, Custody: rotation.PublicOnly,
-				PrepareTime: now, ActivateTime: now, TTL: ttl,
+				TTL: ttl, PrepareTime: now, ActivateTime: now,
 			},
 			Testing: p.testing, Fingerprint: fingerprint(p.public),
 		}
@@ -205,6 +208,11 @@ func (s *Service) addPublication(c *keystore.Change, p publishing, zone keystore
 		keys[slices.IndexFunc(keys, func(other keystore.Key) bool { return other.ID == k.ID })] = k
 	}
 	c.Domain.Keys = keys
+	e := s.keyEvent(ctx, "PUBLISH", k)
+	if held == nil {
+		e.To = k.State
+	}
+	c.Events = append(c.Events, e)
 	c.Publish = append(c.Publish, keystore.Publication{Key: k, Record: s.record(p.public, ttl, p.testing), New: held == nil})
 	return nil
 }
@@ -215,13 +223,7 @@ func (s *Service) DeleteKey(ctx context.Context, req *dkimv1.DeleteKeyRequest) (
 	if err != nil {
 		return nil, err
 	}
-	d, err := s.changeDomain(ctx, n, keystore.Zone{}, func(d keystore.Domain) (*keystore.Change, error) {
-		if d.Revision == 0 {
-			return nil, storeFailure(fmt.Errorf("%w: %s", keystore.ErrDomainNotFound, n.domain))
-		}
-		if err := checkETag(req.GetEtag(), d.ETag()); err != nil {
-			return nil, err
-		}
+	d, err := s.changeKnown(ctx, n, req.GetEtag(), func(d keystore.Domain) (*keystore.Change, error) {
 		k := d.Key(id)
 		if k == nil {
 			return nil, keyNotFound(n, id)
@@ -232,10 +234,12 @@ func (s *Service) DeleteKey(ctx context.Context, req *dkimv1.DeleteKeyRequest) (
 		}
 		gone := *k
 		d.Keys = slices.DeleteFunc(slices.Clone(d.Keys), func(k keystore.Key) bool { return k.ID == id })
-		return &keystore.Change{Domain: d, Withdraw: []keystore.Key{gone}}, nil
+		e := s.keyEvent(ctx, "WITHDRAW", gone)
+		e.From, e.To = gone.State, rotation.Destroyed
+		return &keystore.Change{Domain: d, Withdraw: []keystore.Key{gone}, Actor: actor(ctx), Events: []keystore.Event{e}}, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return domainMessage(d)
+	return domainMessage(d, nil)
 }

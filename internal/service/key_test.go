@@ -31,7 +31,7 @@ func (f *fixture) publish(t testing.TB, domain, selector string) *dkimv1.Key {
 func TestPublishKey(t *testing.T) {
 	f := newFixture(t)
 	ctx := t.Context()
-	rsa := rsaKeys[keypair.RSA2048]()[0].Public()
+	rsa := must(rsaKey(keypair.RSA2048, 0))(t).Public()
 	req := &dkimv1.PublishKeyRequest{
 		Parent: "brands/acme/domains/Spamtrap.dk", Selector: "Their.Selector",
 		PublicKey: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: rsa.Octets})),

@@ -76,7 +76,7 @@ func TestListDomains(t *testing.T) {
 		{"by 500", &dkimv1.ListDomainsRequest{Parent: "brands/other", PageSize: 500}, others, 5, ""},
 		{"filtered", &dkimv1.ListDomainsRequest{Parent: "brands/-"}, sevens, 3, `domain = "*-7.example"`},
 		{"filtered by 10", &dkimv1.ListDomainsRequest{Parent: "brands/other", PageSize: 10}, sevens, 25, `domain = "*-7.example"`},
-		{"filtered by 1", &dkimv1.ListDomainsRequest{Parent: "brands/other", PageSize: 1}, sevens[:10], 10, `domain = "d00*" AND domain = "*7.example" AND key_state = ACTIVE`},
+		{"filtered by 1", &dkimv1.ListDomainsRequest{Parent: "brands/other", PageSize: 1}, sevens[:10], 10, `domain = "d00*" AND domain = "*7.example" AND key_state = PREPARED`},
 		{"filtered, one found", &dkimv1.ListDomainsRequest{Parent: "brands/-"}, others[2499:], 1, `domain = "D2499-9.example"`},
 		{"filtered, none found", &dkimv1.ListDomainsRequest{Parent: "brands/other"}, nil, 1, `domain = "none.example"`},
 		{"filtered, all found", &dkimv1.ListDomainsRequest{Parent: "brands/other", PageSize: 1000}, others, 3, `algorithm = ED25519`},
@@ -115,7 +115,7 @@ func TestFilter(t *testing.T) {
 	f.provision(t, acme+"a.b.com")
 	must(f.api.ProvisionDomain(t.Context(), &dkimv1.ProvisionDomainRequest{Name: acme + "bücher.example"}))(t)
 	f.publish(t, acme+"empty.example", "s")
-	must(f.api.RotateDomain(t.Context(), &dkimv1.RotateDomainRequest{Name: acme + "a.b.com"}))(t)
+	f.rotate(t, acme+"a.b.com")
 	const ab, hashed, books, empty = "a-b.com", "a.b.com", "xn--bcher-kva.example", "empty.example"
 	tests := []struct {
 		filter string
@@ -139,9 +139,11 @@ func TestFilter(t *testing.T) {
 		{`algorithm = RSA_2048`, []string{books}},
 		{`algorithm = KEY_ALGORITHM_ED25519`, []string{ab, hashed, empty}},
 		{`algorithm = RSA_4096`, nil},
-		{`key_state = PREPARED`, []string{ab, books}},
-		{`key_state = "KEY_STATE_RETIRING"`, []string{hashed}},
-		{`key_state = ACTIVE AND algorithm = ED25519 AND domain = "*.com"`, []string{ab, hashed}},
+		{`key_state = PREPARED`, []string{ab, hashed, books}},
+		{`key_state = "KEY_STATE_ACTIVE"`, []string{hashed, empty}},
+		{`key_state = PREPARED AND algorithm = ED25519 AND domain = "*.com"`, []string{ab, hashed}},
+		{`kind = CUSTOMER AND domain = "a.b.com"`, []string{hashed}},
+		{`kind = DOMAIN_KIND_BRAND_DEFAULT`, nil},
 		{`domain = "a-b.com" AND domain = "a.b.com"`, nil},
 	}
 	for _, tt := range tests {

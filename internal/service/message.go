@@ -118,7 +118,15 @@ func timestamp(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
-func domainMessage(d keystore.Domain) (*dkimv1.Domain, error) {
+var kinds = map[rotation.Kind]dkimv1.DomainKind{
+	rotation.Customer:     dkimv1.DomainKind_DOMAIN_KIND_CUSTOMER,
+	rotation.BrandDefault: dkimv1.DomainKind_DOMAIN_KIND_BRAND_DEFAULT,
+	rotation.BrandShared:  dkimv1.DomainKind_DOMAIN_KIND_BRAND_SHARED,
+}
+
+// domainMessage is a domain as stored. shared, if not nil, holds the keys that
+// the domains of its brand share.
+func domainMessage(d keystore.Domain, shared *keystore.Domain) (*dkimv1.Domain, error) {
 	name := domainName{d.Brand, d.Name}
 	m := &dkimv1.Domain{
 		Name:          name.String(),
@@ -129,25 +137,33 @@ func domainMessage(d keystore.Domain) (*dkimv1.Domain, error) {
 		UpdateTime:    timestamp(d.UpdateTime),
 		Revision:      d.Revision,
 		Etag:          d.ETag(),
+
+		Kind:           kinds[d.Kind],
+		RotationPolicy: overrideMessage(d.Policy),
 	}
-	add := func(sel dnsname.Selector, a keypair.Algorithm, k *keystore.Key) error {
-		owner, err := dnsname.AliasOwnerName(sel, d.Name)
+	if pending(d) {
+		m.RotationRequestTime = timestamp(d.RotateRequested)
+	}
+	add := func(in *keystore.Domain, sel dnsname.Selector, a keypair.Algorithm, k *keystore.Key) error {
+		owner, err := in.OwnerName(sel)
 		if err != nil {
 			return fmt.Errorf("domain %s: %w", d.Name, err)
 		}
-		target, err := dnsname.OwnerName(sel, d.HostLabel, d.Zone)
-		if err != nil {
-			return fmt.Errorf("domain %s: %w", d.Name, err)
+		s := &dkimv1.Selector{Selector: string(sel), Algorithm: algorithmMessage(a), OwnerName: owner}
+		if d.Kind == rotation.Customer {
+			if s.CnameOwner, err = dnsname.AliasOwnerName(sel, d.Name); err != nil {
+				return fmt.Errorf("domain %s: %w", d.Name, err)
+			}
+			s.CnameTarget = owner
 		}
-		s := &dkimv1.Selector{Selector: string(sel), Algorithm: algorithmMessage(a), CnameOwner: owner, CnameTarget: target}
 		if k != nil {
-			s.Key, s.KeyState, s.Custody = name.key(k.ID), states[k.State], custodies[k.Custody]
+			s.Key, s.KeyState, s.Custody = domainName{in.Brand, in.Name}.key(k.ID), states[k.State], custodies[k.Custody]
 		}
 		m.Selectors = append(m.Selectors, s)
 		return nil
 	}
 	for _, s := range d.Selectors {
-		if err := add(s.Selector, s.Algorithm, d.KeyIn(s.Selector)); err != nil {
+		if err := add(&d, s.Selector, s.Algorithm, d.KeyIn(s.Selector)); err != nil {
 			return nil, err
 		}
 	}
@@ -156,7 +172,19 @@ func domainMessage(d keystore.Domain) (*dkimv1.Domain, error) {
 		if !k.Published() || d.Selector(k.Selector) != nil {
 			continue
 		}
-		if err := add(k.Selector, k.Algorithm, k); err != nil {
+		if err := add(&d, k.Selector, k.Algorithm, k); err != nil {
+			return nil, err
+		}
+	}
+	if shared == nil {
+		return m, nil
+	}
+	for _, s := range shared.Selectors {
+		// A domain may have a selector of that name of its own: it has one CNAME.
+		if d.Selector(s.Selector) != nil || d.KeyIn(s.Selector) != nil {
+			continue
+		}
+		if err := add(shared, s.Selector, s.Algorithm, shared.KeyIn(s.Selector)); err != nil {
 			return nil, err
 		}
 	}
@@ -178,11 +206,12 @@ func keyMessage(d keystore.Domain, k keystore.Key, record *schema.PublicRecord) 
 		RetireTime:   timestamp(k.RetireTime),
 		RevokeTime:   timestamp(k.RevokeTime),
 		Revision:     d.Revision,
+		Compromised:  k.Compromised,
 	}
 	if record == nil {
 		return m, nil
 	}
-	owner, err := dnsname.OwnerName(k.Selector, d.HostLabel, d.Zone)
+	owner, err := d.OwnerName(k.Selector)
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", d.Name, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/mint"
 	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
 )
@@ -43,34 +44,38 @@ func (s *Service) ProvisionDomain(ctx context.Context, req *dkimv1.ProvisionDoma
 	if err != nil {
 		return nil, err
 	}
-	zone, err := s.zoneOfBrand(ctx, w.name.brand)
+	p, err := s.place(ctx, w.name.brand)
 	if err != nil {
 		return nil, err
 	}
-	ttl, err := parseTTL(w.ttl, zone.RecordTTL)
+	if err := inZone("name", w.name.domain, p.zone.Name); err != nil {
+		return nil, err
+	}
+	ttl, err := parseTTL(w.ttl, p.zone.RecordTTL)
 	if err != nil {
 		return nil, err
 	}
-	made := make(map[keystore.Selector]*keypair.KeyPair) // kept when the change is computed anew
-	d, err := s.changeDomain(ctx, w.name, zone, func(d keystore.Domain) (*keystore.Change, error) {
+	if p.brand.Mode != rotation.ModePerDomain && w.selectors == nil {
+		w.selectors = []keystore.Selector{} // it signs with the brand's keys
+	}
+	opts := mint.Options{Actor: actor(ctx), TTL: ttl, Testing: w.testing, Pairs: make(mint.Pairs)}
+	takeOver := false
+	d, err := s.changeDomain(ctx, w.name, p.zone, func(d keystore.Domain) (*keystore.Change, error) {
 		missing, err := plan(&d, w)
-		if err != nil || len(missing) == 0 {
+		if err != nil || len(missing) == 0 && d.Revision != 0 {
 			return nil, err
 		}
 		// A refusal must not leave anything, not even a first data key of the
 		// brand, which sealing makes.
-		if err := s.admit(ctx, d, missing); err != nil {
+		if takeOver, err = s.admit(ctx, d, missing); err != nil {
 			return nil, err
 		}
-		if err := s.makeKeys(ctx, missing, made); err != nil {
-			return nil, err
-		}
-		return s.provisioning(ctx, d, missing, made, ttl, w.testing)
+		return s.provisioning(ctx, d, missing, takeOver, opts)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return domainMessage(d)
+	return domainMessage(d, p.shared)
 }
 
 func parseWish(req *dkimv1.ProvisionDomainRequest) (wish, error) {
@@ -153,7 +158,7 @@ func plan(d *keystore.Domain, w wish) (missing []keystore.Selector, err error) {
 			have = &d.Selectors[len(d.Selectors)-1]
 		} else if named != 0 && named != have.Algorithm {
 			return nil, fail(codes.FailedPrecondition, "ALGORITHM_DIFFERS", fmt.Sprintf(
-				"selector %s of %s is of algorithm %s, not %s: a selector keeps its algorithm, provision further selectors with the new one",
+				"selector %s of %s is of algorithm %s, not %s: UpdateDomain changes the algorithm of selectors that are there, or provision further ones with the new one",
 				want.Selector, d.Name, have.Algorithm, named), "selector", string(want.Selector), "algorithm", have.Algorithm.String())
 		}
 		if d.KeyIn(want.Selector) == nil {
@@ -179,17 +184,23 @@ func plan(d *keystore.Domain, w wish) (missing []keystore.Selector, err error) {
 	return missing, nil
 }
 
-// admit asks the store whether d may have new keys in the selectors.
-func (s *Service) admit(ctx context.Context, d keystore.Domain, missing []keystore.Selector) error {
+// admit asks the store whether d may have new keys in the selectors, and reports
+// whether it may because the domain is shown to have changed hands.
+func (s *Service) admit(ctx context.Context, d keystore.Domain, missing []keystore.Selector) (takeOver bool, _ error) {
 	selectors := make([]dnsname.Selector, len(missing))
 	for i, sel := range missing {
 		selectors[i] = sel.Selector
 	}
 	err := s.store.Admit(ctx, d, selectors, false)
-	if errors.Is(err, keystore.ErrConflict) {
-		return nil // Apply finds it too, and then all is computed anew
+	if shown, refused := s.mayTakeOver(ctx, d.Brand, err); refused != nil {
+		return false, refused
+	} else if shown {
+		takeOver, err = true, s.store.Admit(ctx, d, selectors, true)
 	}
-	return storeFailure(err)
+	if errors.Is(err, keystore.ErrConflict) {
+		return takeOver, nil // Apply finds it too, and then all is computed anew
+	}
+	return takeOver, storeFailure(err)
 }
 
 func selectorInUse(d *keystore.Domain, k *keystore.Key) error {
@@ -201,82 +212,32 @@ func selectorInUse(d *keystore.Domain, k *keystore.Key) error {
 		"selector %s of %s is in use: %s, or choose another selector", k.Selector, d.Name, what), "selector", string(k.Selector))
 }
 
-// makeKeys gets a key pair for each selector, all at the same time.
-func (s *Service) makeKeys(ctx context.Context, selectors []keystore.Selector, made map[keystore.Selector]*keypair.KeyPair) error {
-	type result struct {
-		selector keystore.Selector
-		key      *keypair.KeyPair
-		err      error
+// provisioning is the change that puts a key into each of the selectors.
+func (s *Service) provisioning(ctx context.Context, d keystore.Domain, selectors []keystore.Selector, takeOver bool, opts mint.Options) (*keystore.Change, error) {
+	steps := make([]rotation.Step, len(selectors))
+	for i, sel := range selectors {
+		steps[i] = rotation.Step{Kind: rotation.Refill, Selector: sel.Selector, Algorithm: sel.Algorithm, Reason: rotation.ReasonEmptySelector}
 	}
-	results := make(chan result)
-	waiting := 0
-	for _, sel := range selectors {
-		if made[sel] != nil {
-			continue
-		}
-		waiting++
-		go func() {
-			k, err := s.keys.Get(ctx, sel.Algorithm)
-			results <- result{sel, k, err}
-		}()
+	opts.Now = s.now()
+	change, err := s.mint.Change(ctx, d, steps, opts)
+	if err != nil {
+		return nil, mintFailure(err)
 	}
-	var failed error
-	for range waiting {
-		r := <-results
-		if r.err != nil {
-			failed = r.err
-			continue
-		}
-		made[r.selector] = r.key
-	}
+	change.TakeOver = takeOver
+	return &change, nil
+}
+
+// mintFailure turns an error of making keys into a rejection.
+func mintFailure(err error) error {
 	switch {
-	case failed == nil:
-		return nil
-	case errors.Is(failed, context.DeadlineExceeded):
+	case errors.Is(err, keystore.ErrUnavailable): // the brand's data key is in the store too
+		return storeFailure(err)
+	case errors.Is(err, context.DeadlineExceeded):
 		return fail(codes.DeadlineExceeded, "KEY_GENERATION_SLOW", "the deadline passed while waiting for a key to be generated; nothing was changed, try again with more time")
-	case errors.Is(failed, context.Canceled):
+	case errors.Is(err, context.Canceled):
 		return storeFailure(context.Canceled)
 	}
-	return fmt.Errorf("generate key: %w", failed)
-}
-
-// provisioning is the change that puts a key into each of the selectors.
-func (s *Service) provisioning(ctx context.Context, d keystore.Domain, selectors []keystore.Selector, made map[keystore.Selector]*keypair.KeyPair, ttl uint32, testing bool) (*keystore.Change, error) {
-	now := s.now()
-	name := domainName{d.Brand, d.Name}
-	fresh := make([]rotation.Key, len(selectors))
-	for i, sel := range selectors {
-		fresh[i] = rotation.Key{ID: newKeyID(), Selector: sel.Selector, Algorithm: sel.Algorithm, Custody: rotation.Service, TTL: ttl}
-	}
-	present := make([]rotation.Key, len(d.Keys))
-	for i, k := range d.Keys {
-		present[i] = k.Key
-	}
-	change := &keystore.Change{Domain: d}
-	for i, life := range rotation.Start(fresh, present, now) {
-		pair := made[selectors[i]]
-		sealed, err := s.seal(ctx, d.Brand, name.key(life.ID), pair)
-		if err != nil {
-			return nil, err
-		}
-		k := keystore.Key{Key: life, Testing: testing, Fingerprint: fingerprint(pair.Public())}
-		change.Domain.Keys = append(change.Domain.Keys, k)
-		change.Publish = append(change.Publish, keystore.Publication{
-			Key: k, Record: s.record(pair.Public(), ttl, testing), Sealed: sealed, New: true,
-		})
-	}
-	return change, nil
-}
-
-func (s *Service) seal(ctx context.Context, brand, name string, pair *keypair.KeyPair) ([]byte, error) {
-	plaintext := pair.Marshal()
-	defer clear(plaintext)
-	sealed, err := s.sealer.Seal(ctx, brand, name, plaintext)
-	if err != nil {
-		// The brand's data key is in the store too.
-		return nil, storeFailure(fmt.Errorf("seal %s: %w", name, err))
-	}
-	return sealed, nil
+	return err
 }
 
 func (s *Service) record(k keypair.PublicKey, ttl uint32, testing bool) schema.PublicRecord {
@@ -319,7 +280,10 @@ func (s *Service) changeDomain(ctx context.Context, n domainName, zone keystore.
 			return d, nil
 		}
 		change.Domain.UpdateTime = s.now()
-		stored, err := s.store.Apply(ctx, *change)
+		if d.Revision == 0 {
+			change.Events = slices.Concat([]keystore.Event{s.event(ctx, "CREATE")}, change.Events)
+		}
+		stored, err := s.apply(ctx, *change)
 		if err == nil {
 			return stored, nil
 		}
@@ -328,4 +292,19 @@ func (s *Service) changeDomain(ctx context.Context, n domainName, zone keystore.
 		}
 	}
 	return keystore.Domain{}, storeFailure(keystore.ErrConflict)
+}
+
+// apply applies a change, of a domain that another brand had too if DNS shows
+// that it has changed hands.
+func (s *Service) apply(ctx context.Context, change keystore.Change) (keystore.Domain, error) {
+	stored, err := s.store.Apply(ctx, change)
+	shown, refused := s.mayTakeOver(ctx, change.Domain.Brand, err)
+	switch {
+	case refused != nil:
+		return keystore.Domain{}, refused
+	case shown:
+		change.TakeOver = true
+		return s.store.Apply(ctx, change)
+	}
+	return stored, err
 }

@@ -306,7 +306,7 @@ func TestRefusedKeys(t *testing.T) {
 func TestPrivateKeyGiven(t *testing.T) {
 	f := newFixture(t)
 	pair := must(keypair.Generate(keypair.Ed25519))(t)
-	rsaPair := rsaKeys[keypair.RSA2048]()[3]
+	rsaPair := must(rsaKey(keypair.RSA2048, 3))(t)
 	der, rsaDER := must(pair.PKCS8())(t), must(rsaPair.PKCS8())(t)
 	encode := func(kind string, der []byte) string {
 		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))

@@ -1,5 +1,5 @@
-// Package service is the KeyManagement API: it checks what it is asked, decides
-// what should stand, and lets keystore make it so.
+// Package service is the API, KeyManagement and Signer: it checks what it is
+// asked, decides what should stand, and lets keystore make it so.
 package service
 
 import (
@@ -10,37 +10,37 @@ import (
 	"time"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
-	"github.com/dkimzone/dkimzone/internal/keypair"
+	"github.com/dkimzone/dkimzone/internal/evidence"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/mint"
+	"github.com/dkimzone/dkimzone/internal/prober"
 )
 
-// KeySource makes key pairs. Get waits when none is at hand; it fails only when
-// ctx ends or keys cannot be made at all. It must be safe for concurrent use.
-type KeySource interface {
-	Get(ctx context.Context, a keypair.Algorithm) (*keypair.KeyPair, error)
+// Prober asks DNS; *prober.Prober is one. It must be safe for concurrent use.
+type Prober interface {
+	evidence.Prober
+	// Challenge reports whether the name servers of a domain serve the token as
+	// TXT data of _dkimzone-challenge below it.
+	Challenge(ctx context.Context, domain, token string) (bool, []prober.ServerAnswer)
 }
 
-// Sealer encrypts a private key under the brand's data key, bound to the name
-// of the resource it belongs to. It must be safe for concurrent use.
-type Sealer interface {
-	Seal(ctx context.Context, brand, name string, plaintext []byte) ([]byte, error)
-}
-
-// Service implements dkim.v1.KeyManagement. It holds no state: any number of
-// them may work on one store.
+// Service implements dkim.v1.KeyManagement and dkim.v1.Signer. It holds no
+// state: any number of them may work on one store.
 type Service struct {
 	dkimv1.UnimplementedKeyManagementServer
+	dkimv1.UnimplementedSignerServer
 
 	store  *keystore.Store
-	keys   KeySource
-	sealer Sealer
+	mint   *mint.Mint
+	prober Prober
 	now    func() time.Time
 	logger *slog.Logger
 }
 
-// New returns a Service. now is the clock that dates records and keys.
-func New(store *keystore.Store, keys KeySource, sealer Sealer, now func() time.Time, logger *slog.Logger) *Service {
-	return &Service{store: store, keys: keys, sealer: sealer, now: now, logger: logger}
+// New returns a Service. Without a prober, nil, domains cannot be checked, nor
+// taken over from another brand. now is the clock that dates records and keys.
+func New(store *keystore.Store, m *mint.Mint, p Prober, now func() time.Time, logger *slog.Logger) *Service {
+	return &Service{store: store, mint: m, prober: p, now: now, logger: logger}
 }
 
 // conflictRetries is how often a change that named no etag is computed anew

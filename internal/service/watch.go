@@ -31,7 +31,7 @@ func (s *Service) WatchDomains(req *dkimv1.WatchDomainsRequest, stream grpc.Serv
 	}
 	if revision == 0 {
 		if revision, err = s.store.DomainSnapshot(ctx, brand, func(d keystore.Domain) error {
-			m, err := domainMessage(d)
+			m, err := domainMessage(d, nil)
 			if err != nil {
 				return err
 			}
@@ -54,7 +54,7 @@ func (s *Service) WatchDomains(req *dkimv1.WatchDomainsRequest, stream grpc.Serv
 			}
 			return stream.Send(resp)
 		}
-		m, err := domainMessage(ev.Domain)
+		m, err := domainMessage(ev.Domain, nil)
 		if err != nil {
 			return err
 		}

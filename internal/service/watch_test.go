@@ -68,9 +68,9 @@ func TestWatchDomains(t *testing.T) {
 	// Each change once, in order, and with all that a reader of it would see.
 	f.provision(t, "brands/other/domains/unseen.example")
 	made := f.provision(t, acme+"c.example")
-	rotated := must(f.api.RotateDomain(t.Context(), &dkimv1.RotateDomainRequest{Name: made.GetName()}))(t)
+	rotated := bare(f.rotate(t, made.GetName()))
 	f.publish(t, there.GetName(), "theirs")
-	published := must(f.api.GetDomain(t.Context(), &dkimv1.GetDomainRequest{Name: there.GetName()}))(t)
+	published := bare(must(f.api.GetDomain(t.Context(), &dkimv1.GetDomainRequest{Name: there.GetName()}))(t))
 	gone := must(f.api.DeleteDomain(t.Context(), &dkimv1.DeleteDomainRequest{Name: made.GetName()}))(t)
 	want := []*dkimv1.WatchDomainsResponse{
 		{Type: put, Domain: made}, {Type: put, Domain: rotated}, {Type: put, Domain: published},

@@ -156,7 +156,7 @@ func (s *Service) DeleteZone(ctx context.Context, req *dkimv1.DeleteZoneRequest)
 
 // zonePaths are the fields of a zone that may be set.
 func zonePaths() []string {
-	paths := []string{"name_servers", "mailbox"}
+	paths := append(policyPaths(), "name_servers", "mailbox")
 	for _, f := range zoneSeconds {
 		paths = append(paths, f.field)
 	}
@@ -179,6 +179,9 @@ func setZone(z *keystore.Zone, msg *dkimv1.Zone, paths []string) error {
 			return err
 		}
 		z.Mailbox = mailbox
+	}
+	if err := setPolicy(&z.Policy, msg.GetRotationPolicy(), "zone", paths); err != nil {
+		return err
 	}
 	if msg == nil {
 		msg = &dkimv1.Zone{}
@@ -271,6 +274,8 @@ func zoneMessage(z keystore.Zone) *dkimv1.Zone {
 		CreateTime: timestamp(z.CreateTime),
 		Revision:   z.Revision,
 		Etag:       z.ETag(),
+
+		RotationPolicy: overrideMessage(z.Policy),
 	}
 	for _, f := range zoneSeconds {
 		*f.api(m) = int32(*f.stored(&z.Apex)) //nolint:gosec // in range when stored

@@ -1,17 +1,20 @@
 package service_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/keystore"
 )
 
 func TestZone(t *testing.T) {
@@ -122,6 +125,7 @@ func TestBrand(t *testing.T) {
 	want := &dkimv1.Brand{
 		Name: "brands/b-2", Zone: "zones/zwei.example", DisplayName: "Zwei GmbH",
 		CreateTime: timestamppb.New(start.Truncate(time.Microsecond)), Etag: made.GetEtag(),
+		SigningMode: dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN, DefaultDomain: "brands/b-2/domains/b-2.zwei.example",
 	}
 	wantEqual(t, "brand as made", made, want)
 	wantEqual(t, "brand as read", must(f.api.GetBrand(ctx, &dkimv1.GetBrandRequest{Name: "brands/b-2"}))(t), want)
@@ -144,6 +148,18 @@ func TestBrand(t *testing.T) {
 	wantEqual(t, "brands that are left", names(list.GetBrands()), []string{"acme", "other"})
 }
 
+// A brand whose keys cannot be made is not left behind.
+func TestCreateBrandWithoutKeys(t *testing.T) {
+	f := newFixture(t)
+	f.keys.err = errors.New("no entropy")
+	before := f.under("/dkim/")
+	_, err := f.api.CreateBrand(t.Context(), &dkimv1.CreateBrandRequest{BrandId: "new"})
+	wantEqual(t, "code", status.Code(err), codes.Internal)
+	wantEqual(t, "keys of the store", f.under("/dkim/"), before)
+	f.keys.err = nil
+	must(f.api.CreateBrand(t.Context(), &dkimv1.CreateBrandRequest{BrandId: "new"}))(t)
+}
+
 func TestBrandWithoutAZone(t *testing.T) {
 	f := newFixture(t)
 	for _, b := range []string{"acme", "other"} {
@@ -162,7 +178,7 @@ func TestListBrands(t *testing.T) {
 	for i := range 20 {
 		id := fmt.Sprintf("b%02d", i)
 		want = append(want, id)
-		must(f.api.CreateBrand(t.Context(), &dkimv1.CreateBrandRequest{BrandId: id}))(t)
+		must(f.store.CreateBrand(t.Context(), keystore.Brand{Name: id, Zone: "keys.example.net", CreateTime: start}))(t)
 	}
 	slices.Sort(want)
 	for _, size := range []int32{0, 1, 7, 21, 22, 23, 2000} {

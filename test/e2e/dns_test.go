@@ -130,13 +130,13 @@ func mixedCase(s string) string {
 	return string(b)
 }
 
-// resolver answers a verifier as the DNS would: the domain's CNAMEs, then the
-// records of a name server.
+// resolver answers a verifier as the DNS would: the domain's CNAMEs, if it needs
+// any, then the records of a name server.
 func resolver(server string, d *dkimv1.Domain) func(string) ([]string, error) {
 	return func(name string) ([]string, error) {
 		for _, s := range d.GetSelectors() {
-			if s.GetCnameOwner() == strings.TrimSuffix(name, ".") {
-				strs, err := txt("udp", server, s.GetCnameTarget())
+			if asked := strings.TrimSuffix(name, "."); s.GetCnameOwner() == asked || s.GetOwnerName() == asked {
+				strs, err := txt("udp", server, s.GetOwnerName())
 				return []string{strings.Join(strs, "")}, err
 			}
 		}

@@ -42,7 +42,7 @@ func TestDomains(t *testing.T) {
 			if len(d.GetSelectors()) != 2 {
 				t.Fatalf("selectors are %v, want two", d.GetSelectors())
 			}
-			for i, state := range []dkimv1.KeyState{dkimv1.KeyState_KEY_STATE_ACTIVE, dkimv1.KeyState_KEY_STATE_PREPARED} {
+			for i, state := range []dkimv1.KeyState{dkimv1.KeyState_KEY_STATE_PREPARED, dkimv1.KeyState_KEY_STATE_PREPARED} {
 				sel := d.GetSelectors()[i]
 				if sel.GetKeyState() != state || sel.GetAlgorithm() != tt.algorithm || sel.GetCustody() != dkimv1.KeyCustody_KEY_CUSTODY_SERVICE {
 					t.Errorf("selector is %v, want %v and %v", sel, state, tt.algorithm)

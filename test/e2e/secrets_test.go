@@ -101,9 +101,9 @@ func checkHalf(t *testing.T, in *installation, brand, domain, id string, key *ke
 		if !strings.HasSuffix(sel.GetKey(), "/"+id) {
 			continue
 		}
-		record, err := dkimrecord.Parse(strings.Join(mustTXT(t, "udp", in.nodes[1].dns, sel.GetCnameTarget()), ""))
+		record, err := dkimrecord.Parse(strings.Join(mustTXT(t, "udp", in.nodes[1].dns, sel.GetOwnerName()), ""))
 		if err != nil || !bytes.Equal(record.PublicKey, key.Public().Octets) {
-			t.Errorf("%s serves %v, %v; not the public half of the stored key", sel.GetCnameTarget(), record, err)
+			t.Errorf("%s serves %v, %v; not the public half of the stored key", sel.GetOwnerName(), record, err)
 		}
 		if err := verify(t, in.nodes[1].dns, d, sel.GetSelector(), key.Signer()); err != nil {
 			t.Errorf("mail signed with the key in %s of %s: %v", sel.GetSelector(), domain, err)

@@ -258,7 +258,6 @@ func (s *shard) compromise(t *site, now time.Time) {
 			continue
 		}
 		before := s.resolve(t, now)
-		s.sendLate(t, before, now)
 		steps, err := rotation.RevokeCompromised(s.p, t.Domain, t.Evidence, k.ID, now)
 		if err != nil {
 			panic(err)

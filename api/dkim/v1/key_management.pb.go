@@ -77,7 +77,7 @@ func (x WatchDomainsResponse_EventType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WatchDomainsResponse_EventType.Descriptor instead.
 func (WatchDomainsResponse_EventType) EnumDescriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{23, 0}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{25, 0}
 }
 
 type CreateZoneRequest struct {
@@ -1026,7 +1026,8 @@ type ListDomainsRequest struct {
 	PageSize  int32  `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// AIP-160, of terms joined by AND: `domain = "*.dk"` (`*` at either end),
-	// `host_label = "spamtrap-dk"`, `algorithm = RSA_2048`, `key_state = PREPARED`.
+	// `host_label = "spamtrap-dk"`, `algorithm = RSA_2048`, `key_state = PREPARED`,
+	// `kind = CUSTOMER`.
 	// A term on keys holds if one key of the domain fulfils it. A domain without
 	// `*` may be in U-labels.
 	Filter        string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -1196,17 +1197,137 @@ func (x *DeleteDomainRequest) GetEtag() string {
 	return ""
 }
 
-type RotateDomainRequest struct {
+type UpdateDomainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name says which; its etag, if set, must be the present one.
+	Domain *Domain `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
+	// Fields to change: `rotation_policy`, or single fields of it as in
+	// `rotation_policy.paused`. Without it, those that are set. A field that is
+	// named and not set is the brand's again.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// Algorithms to replace by others.
+	AlgorithmChanges []*AlgorithmChange `protobuf:"bytes,3,rep,name=algorithm_changes,json=algorithmChanges,proto3" json:"algorithm_changes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *UpdateDomainRequest) Reset() {
+	*x = UpdateDomainRequest{}
+	mi := &file_dkim_v1_key_management_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateDomainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateDomainRequest) ProtoMessage() {}
+
+func (x *UpdateDomainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_key_management_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateDomainRequest.ProtoReflect.Descriptor instead.
+func (*UpdateDomainRequest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *UpdateDomainRequest) GetDomain() *Domain {
+	if x != nil {
+		return x.Domain
+	}
+	return nil
+}
+
+func (x *UpdateDomainRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateDomainRequest) GetAlgorithmChanges() []*AlgorithmChange {
+	if x != nil {
+		return x.AlgorithmChanges
+	}
+	return nil
+}
+
+// All selectors of an algorithm go over to another.
+type AlgorithmChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Etag          string                 `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	From          KeyAlgorithm           `protobuf:"varint,1,opt,name=from,proto3,enum=dkim.v1.KeyAlgorithm" json:"from,omitempty"`
+	To            KeyAlgorithm           `protobuf:"varint,2,opt,name=to,proto3,enum=dkim.v1.KeyAlgorithm" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlgorithmChange) Reset() {
+	*x = AlgorithmChange{}
+	mi := &file_dkim_v1_key_management_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlgorithmChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlgorithmChange) ProtoMessage() {}
+
+func (x *AlgorithmChange) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_key_management_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlgorithmChange.ProtoReflect.Descriptor instead.
+func (*AlgorithmChange) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AlgorithmChange) GetFrom() KeyAlgorithm {
+	if x != nil {
+		return x.From
+	}
+	return KeyAlgorithm_KEY_ALGORITHM_UNSPECIFIED
+}
+
+func (x *AlgorithmChange) GetTo() KeyAlgorithm {
+	if x != nil {
+		return x.To
+	}
+	return KeyAlgorithm_KEY_ALGORITHM_UNSPECIFIED
+}
+
+type RotateDomainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Etag  string                 `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Do not rotate in this call, and do not refuse for want of proof.
+	WhenReady     bool `protobuf:"varint,3,opt,name=when_ready,json=whenReady,proto3" json:"when_ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RotateDomainRequest) Reset() {
 	*x = RotateDomainRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[21]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1339,7 @@ func (x *RotateDomainRequest) String() string {
 func (*RotateDomainRequest) ProtoMessage() {}
 
 func (x *RotateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[21]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1352,7 @@ func (x *RotateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDomainRequest.ProtoReflect.Descriptor instead.
 func (*RotateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{21}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RotateDomainRequest) GetName() string {
@@ -1248,6 +1369,13 @@ func (x *RotateDomainRequest) GetEtag() string {
 	return ""
 }
 
+func (x *RotateDomainRequest) GetWhenReady() bool {
+	if x != nil {
+		return x.WhenReady
+	}
+	return false
+}
+
 type WatchDomainsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `brands/{brand}`, or `brands/-` for all.
@@ -1260,7 +1388,7 @@ type WatchDomainsRequest struct {
 
 func (x *WatchDomainsRequest) Reset() {
 	*x = WatchDomainsRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[22]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1272,7 +1400,7 @@ func (x *WatchDomainsRequest) String() string {
 func (*WatchDomainsRequest) ProtoMessage() {}
 
 func (x *WatchDomainsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[22]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1285,7 +1413,7 @@ func (x *WatchDomainsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDomainsRequest.ProtoReflect.Descriptor instead.
 func (*WatchDomainsRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{22}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchDomainsRequest) GetParent() string {
@@ -1314,7 +1442,7 @@ type WatchDomainsResponse struct {
 
 func (x *WatchDomainsResponse) Reset() {
 	*x = WatchDomainsResponse{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[23]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1454,7 @@ func (x *WatchDomainsResponse) String() string {
 func (*WatchDomainsResponse) ProtoMessage() {}
 
 func (x *WatchDomainsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[23]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1467,7 @@ func (x *WatchDomainsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDomainsResponse.ProtoReflect.Descriptor instead.
 func (*WatchDomainsResponse) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{23}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchDomainsResponse) GetType() WatchDomainsResponse_EventType {
@@ -1376,7 +1504,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[24]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1516,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[24]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1529,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{24}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListKeysRequest) GetParent() string {
@@ -1435,7 +1563,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[25]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1575,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[25]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1588,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{25}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1486,7 +1614,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[26]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1626,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[26]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1639,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{26}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetKeyRequest) GetName() string {
@@ -1539,7 +1667,7 @@ type PublishKeyRequest struct {
 
 func (x *PublishKeyRequest) Reset() {
 	*x = PublishKeyRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[27]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1679,7 @@ func (x *PublishKeyRequest) String() string {
 func (*PublishKeyRequest) ProtoMessage() {}
 
 func (x *PublishKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[27]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1692,7 @@ func (x *PublishKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishKeyRequest.ProtoReflect.Descriptor instead.
 func (*PublishKeyRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{27}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PublishKeyRequest) GetParent() string {
@@ -1615,7 +1743,7 @@ type BatchPublishKeysRequest struct {
 
 func (x *BatchPublishKeysRequest) Reset() {
 	*x = BatchPublishKeysRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1755,7 @@ func (x *BatchPublishKeysRequest) String() string {
 func (*BatchPublishKeysRequest) ProtoMessage() {}
 
 func (x *BatchPublishKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[28]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1768,7 @@ func (x *BatchPublishKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchPublishKeysRequest.ProtoReflect.Descriptor instead.
 func (*BatchPublishKeysRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{28}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *BatchPublishKeysRequest) GetParent() string {
@@ -1667,7 +1795,7 @@ type BatchPublishKeysResponse struct {
 
 func (x *BatchPublishKeysResponse) Reset() {
 	*x = BatchPublishKeysResponse{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[29]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1807,7 @@ func (x *BatchPublishKeysResponse) String() string {
 func (*BatchPublishKeysResponse) ProtoMessage() {}
 
 func (x *BatchPublishKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[29]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1820,7 @@ func (x *BatchPublishKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchPublishKeysResponse.ProtoReflect.Descriptor instead.
 func (*BatchPublishKeysResponse) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{29}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *BatchPublishKeysResponse) GetResults() []*BatchPublishKeysResponse_Result {
@@ -1713,7 +1841,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1853,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1866,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{30}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteKeyRequest) GetName() string {
@@ -1769,7 +1897,7 @@ type BatchPublishKeysResponse_Result struct {
 
 func (x *BatchPublishKeysResponse_Result) Reset() {
 	*x = BatchPublishKeysResponse_Result{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1909,7 @@ func (x *BatchPublishKeysResponse_Result) String() string {
 func (*BatchPublishKeysResponse_Result) ProtoMessage() {}
 
 func (x *BatchPublishKeysResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1922,7 @@ func (x *BatchPublishKeysResponse_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchPublishKeysResponse_Result.ProtoReflect.Descriptor instead.
 func (*BatchPublishKeysResponse_Result) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{29, 0}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{31, 0}
 }
 
 func (x *BatchPublishKeysResponse_Result) GetError() *status.Status {
@@ -1822,7 +1950,7 @@ var File_dkim_v1_key_management_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\n" +
-	"\x1cdkim/v1/key_management.proto\x12\adkim.v1\x1a\x17dkim/v1/resources.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\"Y\n" +
+	"\x1cdkim/v1/key_management.proto\x12\adkim.v1\x1a\x17dkim/v1/lifecycle.proto\x1a\x17dkim/v1/resources.proto\x1a\x14dkim/v1/signer.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\"Y\n" +
 	"\x11CreateZoneRequest\x12\x1c\n" +
 	"\azone_id\x18\x01 \x01(\tB\x03\xe0A\x02R\x06zoneId\x12&\n" +
 	"\x04zone\x18\x02 \x01(\v2\r.dkim.v1.ZoneB\x03\xe0A\x02R\x04zone\";\n" +
@@ -1900,11 +2028,21 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\x13DeleteDomainRequest\x12+\n" +
 	"\x04name\x18\x01 \x01(\tB\x17\xe0A\x02\xfaA\x11\n" +
 	"\x0fdkimzone/DomainR\x04name\x12\x17\n" +
-	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag\"[\n" +
+	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag\"\xd1\x01\n" +
+	"\x13UpdateDomainRequest\x12,\n" +
+	"\x06domain\x18\x01 \x01(\v2\x0f.dkim.v1.DomainB\x03\xe0A\x02R\x06domain\x12@\n" +
+	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskB\x03\xe0A\x01R\n" +
+	"updateMask\x12J\n" +
+	"\x11algorithm_changes\x18\x03 \x03(\v2\x18.dkim.v1.AlgorithmChangeB\x03\xe0A\x01R\x10algorithmChanges\"m\n" +
+	"\x0fAlgorithmChange\x12.\n" +
+	"\x04from\x18\x01 \x01(\x0e2\x15.dkim.v1.KeyAlgorithmB\x03\xe0A\x02R\x04from\x12*\n" +
+	"\x02to\x18\x02 \x01(\x0e2\x15.dkim.v1.KeyAlgorithmB\x03\xe0A\x02R\x02to\"\x7f\n" +
 	"\x13RotateDomainRequest\x12+\n" +
 	"\x04name\x18\x01 \x01(\tB\x17\xe0A\x02\xfaA\x11\n" +
 	"\x0fdkimzone/DomainR\x04name\x12\x17\n" +
-	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag\"n\n" +
+	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag\x12\"\n" +
+	"\n" +
+	"when_ready\x18\x03 \x01(\bB\x03\xe0A\x01R\twhenReady\"n\n" +
 	"\x13WatchDomainsRequest\x12/\n" +
 	"\x06parent\x18\x01 \x01(\tB\x17\xe0A\x02\xfaA\x11\x12\x0fdkimzone/DomainR\x06parent\x12&\n" +
 	"\fresume_token\x18\x02 \x01(\tB\x03\xe0A\x01R\vresumeToken\"\x8a\x02\n" +
@@ -1951,7 +2089,7 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\x10DeleteKeyRequest\x12(\n" +
 	"\x04name\x18\x01 \x01(\tB\x14\xe0A\x02\xfaA\x0e\n" +
 	"\fdkimzone/KeyR\x04name\x12\x17\n" +
-	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\xdb\r\n" +
+	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\xf6\x12\n" +
 	"\rKeyManagement\x12H\n" +
 	"\n" +
 	"CreateZone\x12\x1a.dkim.v1.CreateZoneRequest\x1a\r.dkim.v1.Zone\"\x0f\xdaA\fzone,zone_id\x12:\n" +
@@ -1972,16 +2110,24 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\vDeleteBrand\x12\x1b.dkim.v1.DeleteBrandRequest\x1a\x16.google.protobuf.Empty\"\a\xdaA\x04name\x12L\n" +
 	"\x0fProvisionDomain\x12\x1f.dkim.v1.ProvisionDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12@\n" +
 	"\tGetDomain\x12\x19.dkim.v1.GetDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12S\n" +
-	"\vListDomains\x12\x1b.dkim.v1.ListDomainsRequest\x1a\x1c.dkim.v1.ListDomainsResponse\"\t\xdaA\x06parent\x12F\n" +
-	"\fDeleteDomain\x12\x1c.dkim.v1.DeleteDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12F\n" +
-	"\fRotateDomain\x12\x1c.dkim.v1.RotateDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12M\n" +
+	"\vListDomains\x12\x1b.dkim.v1.ListDomainsRequest\x1a\x1c.dkim.v1.ListDomainsResponse\"\t\xdaA\x06parent\x12T\n" +
+	"\fUpdateDomain\x12\x1c.dkim.v1.UpdateDomainRequest\x1a\x0f.dkim.v1.Domain\"\x15\xdaA\x12domain,update_mask\x12F\n" +
+	"\fDeleteDomain\x12\x1c.dkim.v1.DeleteDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12Q\n" +
+	"\vCheckDomain\x12\x1b.dkim.v1.CheckDomainRequest\x1a\x1c.dkim.v1.CheckDomainResponse\"\a\xdaA\x04name\x12F\n" +
+	"\fRotateDomain\x12\x1c.dkim.v1.RotateDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12X\n" +
+	"\fPlanRotation\x12\x1c.dkim.v1.PlanRotationRequest\x1a\x1d.dkim.v1.PlanRotationResponse\"\t\xdaA\x06parent0\x01\x12b\n" +
+	"\x10ListDomainEvents\x12 .dkim.v1.ListDomainEventsRequest\x1a!.dkim.v1.ListDomainEventsResponse\"\t\xdaA\x06parent\x12M\n" +
 	"\fWatchDomains\x12\x1c.dkim.v1.WatchDomainsRequest\x1a\x1d.dkim.v1.WatchDomainsResponse0\x01\x12J\n" +
 	"\bListKeys\x12\x18.dkim.v1.ListKeysRequest\x1a\x19.dkim.v1.ListKeysResponse\"\t\xdaA\x06parent\x127\n" +
 	"\x06GetKey\x12\x16.dkim.v1.GetKeyRequest\x1a\f.dkim.v1.Key\"\a\xdaA\x04name\x12U\n" +
 	"\n" +
 	"PublishKey\x12\x1a.dkim.v1.PublishKeyRequest\x1a\f.dkim.v1.Key\"\x1d\xdaA\x1aparent,selector,public_key\x12k\n" +
 	"\x10BatchPublishKeys\x12 .dkim.v1.BatchPublishKeysRequest\x1a!.dkim.v1.BatchPublishKeysResponse\"\x12\xdaA\x0fparent,requests\x12@\n" +
-	"\tDeleteKey\x12\x19.dkim.v1.DeleteKeyRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04nameB1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
+	"\tDeleteKey\x12\x19.dkim.v1.DeleteKeyRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12K\n" +
+	"\tRevokeKey\x12\x19.dkim.v1.RevokeKeyRequest\x1a\x1a.dkim.v1.RevokeKeyResponse\"\a\xdaA\x04name\x12L\n" +
+	"\tGetSigner\x12\x19.dkim.v1.GetSignerRequest\x1a\x1b.dkim.v1.SignerRegistration\"\a\xdaA\x04name\x12H\n" +
+	"\vListSigners\x12\x1b.dkim.v1.ListSignersRequest\x1a\x1c.dkim.v1.ListSignersResponse\x12M\n" +
+	"\fDeleteSigner\x12\x1c.dkim.v1.DeleteSignerRequest\x1a\x16.google.protobuf.Empty\"\a\xdaA\x04nameB1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
 
 var (
 	file_dkim_v1_key_management_proto_rawDescOnce sync.Once
@@ -1996,7 +2142,7 @@ func file_dkim_v1_key_management_proto_rawDescGZIP() []byte {
 }
 
 var file_dkim_v1_key_management_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dkim_v1_key_management_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_dkim_v1_key_management_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_dkim_v1_key_management_proto_goTypes = []any{
 	(WatchDomainsResponse_EventType)(0),     // 0: dkim.v1.WatchDomainsResponse.EventType
 	(*CreateZoneRequest)(nil),               // 1: dkim.v1.CreateZoneRequest
@@ -2020,96 +2166,132 @@ var file_dkim_v1_key_management_proto_goTypes = []any{
 	(*ListDomainsRequest)(nil),              // 19: dkim.v1.ListDomainsRequest
 	(*ListDomainsResponse)(nil),             // 20: dkim.v1.ListDomainsResponse
 	(*DeleteDomainRequest)(nil),             // 21: dkim.v1.DeleteDomainRequest
-	(*RotateDomainRequest)(nil),             // 22: dkim.v1.RotateDomainRequest
-	(*WatchDomainsRequest)(nil),             // 23: dkim.v1.WatchDomainsRequest
-	(*WatchDomainsResponse)(nil),            // 24: dkim.v1.WatchDomainsResponse
-	(*ListKeysRequest)(nil),                 // 25: dkim.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),                // 26: dkim.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),                   // 27: dkim.v1.GetKeyRequest
-	(*PublishKeyRequest)(nil),               // 28: dkim.v1.PublishKeyRequest
-	(*BatchPublishKeysRequest)(nil),         // 29: dkim.v1.BatchPublishKeysRequest
-	(*BatchPublishKeysResponse)(nil),        // 30: dkim.v1.BatchPublishKeysResponse
-	(*DeleteKeyRequest)(nil),                // 31: dkim.v1.DeleteKeyRequest
-	(*BatchPublishKeysResponse_Result)(nil), // 32: dkim.v1.BatchPublishKeysResponse.Result
-	(*Zone)(nil),                            // 33: dkim.v1.Zone
-	(*fieldmaskpb.FieldMask)(nil),           // 34: google.protobuf.FieldMask
-	(*Brand)(nil),                           // 35: dkim.v1.Brand
-	(KeyAlgorithm)(0),                       // 36: dkim.v1.KeyAlgorithm
-	(*Domain)(nil),                          // 37: dkim.v1.Domain
-	(*Key)(nil),                             // 38: dkim.v1.Key
-	(*status.Status)(nil),                   // 39: google.rpc.Status
-	(*emptypb.Empty)(nil),                   // 40: google.protobuf.Empty
+	(*UpdateDomainRequest)(nil),             // 22: dkim.v1.UpdateDomainRequest
+	(*AlgorithmChange)(nil),                 // 23: dkim.v1.AlgorithmChange
+	(*RotateDomainRequest)(nil),             // 24: dkim.v1.RotateDomainRequest
+	(*WatchDomainsRequest)(nil),             // 25: dkim.v1.WatchDomainsRequest
+	(*WatchDomainsResponse)(nil),            // 26: dkim.v1.WatchDomainsResponse
+	(*ListKeysRequest)(nil),                 // 27: dkim.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),                // 28: dkim.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),                   // 29: dkim.v1.GetKeyRequest
+	(*PublishKeyRequest)(nil),               // 30: dkim.v1.PublishKeyRequest
+	(*BatchPublishKeysRequest)(nil),         // 31: dkim.v1.BatchPublishKeysRequest
+	(*BatchPublishKeysResponse)(nil),        // 32: dkim.v1.BatchPublishKeysResponse
+	(*DeleteKeyRequest)(nil),                // 33: dkim.v1.DeleteKeyRequest
+	(*BatchPublishKeysResponse_Result)(nil), // 34: dkim.v1.BatchPublishKeysResponse.Result
+	(*Zone)(nil),                            // 35: dkim.v1.Zone
+	(*fieldmaskpb.FieldMask)(nil),           // 36: google.protobuf.FieldMask
+	(*Brand)(nil),                           // 37: dkim.v1.Brand
+	(KeyAlgorithm)(0),                       // 38: dkim.v1.KeyAlgorithm
+	(*Domain)(nil),                          // 39: dkim.v1.Domain
+	(*Key)(nil),                             // 40: dkim.v1.Key
+	(*status.Status)(nil),                   // 41: google.rpc.Status
+	(*CheckDomainRequest)(nil),              // 42: dkim.v1.CheckDomainRequest
+	(*PlanRotationRequest)(nil),             // 43: dkim.v1.PlanRotationRequest
+	(*ListDomainEventsRequest)(nil),         // 44: dkim.v1.ListDomainEventsRequest
+	(*RevokeKeyRequest)(nil),                // 45: dkim.v1.RevokeKeyRequest
+	(*GetSignerRequest)(nil),                // 46: dkim.v1.GetSignerRequest
+	(*ListSignersRequest)(nil),              // 47: dkim.v1.ListSignersRequest
+	(*DeleteSignerRequest)(nil),             // 48: dkim.v1.DeleteSignerRequest
+	(*emptypb.Empty)(nil),                   // 49: google.protobuf.Empty
+	(*CheckDomainResponse)(nil),             // 50: dkim.v1.CheckDomainResponse
+	(*PlanRotationResponse)(nil),            // 51: dkim.v1.PlanRotationResponse
+	(*ListDomainEventsResponse)(nil),        // 52: dkim.v1.ListDomainEventsResponse
+	(*RevokeKeyResponse)(nil),               // 53: dkim.v1.RevokeKeyResponse
+	(*SignerRegistration)(nil),              // 54: dkim.v1.SignerRegistration
+	(*ListSignersResponse)(nil),             // 55: dkim.v1.ListSignersResponse
 }
 var file_dkim_v1_key_management_proto_depIdxs = []int32{
-	33, // 0: dkim.v1.CreateZoneRequest.zone:type_name -> dkim.v1.Zone
-	33, // 1: dkim.v1.ListZonesResponse.zones:type_name -> dkim.v1.Zone
-	33, // 2: dkim.v1.UpdateZoneRequest.zone:type_name -> dkim.v1.Zone
-	34, // 3: dkim.v1.UpdateZoneRequest.update_mask:type_name -> google.protobuf.FieldMask
-	35, // 4: dkim.v1.CreateBrandRequest.brand:type_name -> dkim.v1.Brand
-	35, // 5: dkim.v1.ListBrandsResponse.brands:type_name -> dkim.v1.Brand
-	35, // 6: dkim.v1.UpdateBrandRequest.brand:type_name -> dkim.v1.Brand
-	34, // 7: dkim.v1.UpdateBrandRequest.update_mask:type_name -> google.protobuf.FieldMask
+	35, // 0: dkim.v1.CreateZoneRequest.zone:type_name -> dkim.v1.Zone
+	35, // 1: dkim.v1.ListZonesResponse.zones:type_name -> dkim.v1.Zone
+	35, // 2: dkim.v1.UpdateZoneRequest.zone:type_name -> dkim.v1.Zone
+	36, // 3: dkim.v1.UpdateZoneRequest.update_mask:type_name -> google.protobuf.FieldMask
+	37, // 4: dkim.v1.CreateBrandRequest.brand:type_name -> dkim.v1.Brand
+	37, // 5: dkim.v1.ListBrandsResponse.brands:type_name -> dkim.v1.Brand
+	37, // 6: dkim.v1.UpdateBrandRequest.brand:type_name -> dkim.v1.Brand
+	36, // 7: dkim.v1.UpdateBrandRequest.update_mask:type_name -> google.protobuf.FieldMask
 	17, // 8: dkim.v1.ProvisionDomainRequest.selectors:type_name -> dkim.v1.SelectorSpec
-	36, // 9: dkim.v1.ProvisionDomainRequest.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	36, // 10: dkim.v1.SelectorSpec.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	37, // 11: dkim.v1.ListDomainsResponse.domains:type_name -> dkim.v1.Domain
-	0,  // 12: dkim.v1.WatchDomainsResponse.type:type_name -> dkim.v1.WatchDomainsResponse.EventType
-	37, // 13: dkim.v1.WatchDomainsResponse.domain:type_name -> dkim.v1.Domain
-	38, // 14: dkim.v1.ListKeysResponse.keys:type_name -> dkim.v1.Key
-	28, // 15: dkim.v1.BatchPublishKeysRequest.requests:type_name -> dkim.v1.PublishKeyRequest
-	32, // 16: dkim.v1.BatchPublishKeysResponse.results:type_name -> dkim.v1.BatchPublishKeysResponse.Result
-	39, // 17: dkim.v1.BatchPublishKeysResponse.Result.error:type_name -> google.rpc.Status
-	1,  // 18: dkim.v1.KeyManagement.CreateZone:input_type -> dkim.v1.CreateZoneRequest
-	2,  // 19: dkim.v1.KeyManagement.GetZone:input_type -> dkim.v1.GetZoneRequest
-	3,  // 20: dkim.v1.KeyManagement.ListZones:input_type -> dkim.v1.ListZonesRequest
-	5,  // 21: dkim.v1.KeyManagement.UpdateZone:input_type -> dkim.v1.UpdateZoneRequest
-	6,  // 22: dkim.v1.KeyManagement.DeleteZone:input_type -> dkim.v1.DeleteZoneRequest
-	7,  // 23: dkim.v1.KeyManagement.AcceptZoneDeletions:input_type -> dkim.v1.AcceptZoneDeletionsRequest
-	8,  // 24: dkim.v1.KeyManagement.ExportZone:input_type -> dkim.v1.ExportZoneRequest
-	10, // 25: dkim.v1.KeyManagement.CreateBrand:input_type -> dkim.v1.CreateBrandRequest
-	11, // 26: dkim.v1.KeyManagement.GetBrand:input_type -> dkim.v1.GetBrandRequest
-	12, // 27: dkim.v1.KeyManagement.ListBrands:input_type -> dkim.v1.ListBrandsRequest
-	14, // 28: dkim.v1.KeyManagement.UpdateBrand:input_type -> dkim.v1.UpdateBrandRequest
-	15, // 29: dkim.v1.KeyManagement.DeleteBrand:input_type -> dkim.v1.DeleteBrandRequest
-	16, // 30: dkim.v1.KeyManagement.ProvisionDomain:input_type -> dkim.v1.ProvisionDomainRequest
-	18, // 31: dkim.v1.KeyManagement.GetDomain:input_type -> dkim.v1.GetDomainRequest
-	19, // 32: dkim.v1.KeyManagement.ListDomains:input_type -> dkim.v1.ListDomainsRequest
-	21, // 33: dkim.v1.KeyManagement.DeleteDomain:input_type -> dkim.v1.DeleteDomainRequest
-	22, // 34: dkim.v1.KeyManagement.RotateDomain:input_type -> dkim.v1.RotateDomainRequest
-	23, // 35: dkim.v1.KeyManagement.WatchDomains:input_type -> dkim.v1.WatchDomainsRequest
-	25, // 36: dkim.v1.KeyManagement.ListKeys:input_type -> dkim.v1.ListKeysRequest
-	27, // 37: dkim.v1.KeyManagement.GetKey:input_type -> dkim.v1.GetKeyRequest
-	28, // 38: dkim.v1.KeyManagement.PublishKey:input_type -> dkim.v1.PublishKeyRequest
-	29, // 39: dkim.v1.KeyManagement.BatchPublishKeys:input_type -> dkim.v1.BatchPublishKeysRequest
-	31, // 40: dkim.v1.KeyManagement.DeleteKey:input_type -> dkim.v1.DeleteKeyRequest
-	33, // 41: dkim.v1.KeyManagement.CreateZone:output_type -> dkim.v1.Zone
-	33, // 42: dkim.v1.KeyManagement.GetZone:output_type -> dkim.v1.Zone
-	4,  // 43: dkim.v1.KeyManagement.ListZones:output_type -> dkim.v1.ListZonesResponse
-	33, // 44: dkim.v1.KeyManagement.UpdateZone:output_type -> dkim.v1.Zone
-	40, // 45: dkim.v1.KeyManagement.DeleteZone:output_type -> google.protobuf.Empty
-	33, // 46: dkim.v1.KeyManagement.AcceptZoneDeletions:output_type -> dkim.v1.Zone
-	9,  // 47: dkim.v1.KeyManagement.ExportZone:output_type -> dkim.v1.ExportZoneResponse
-	35, // 48: dkim.v1.KeyManagement.CreateBrand:output_type -> dkim.v1.Brand
-	35, // 49: dkim.v1.KeyManagement.GetBrand:output_type -> dkim.v1.Brand
-	13, // 50: dkim.v1.KeyManagement.ListBrands:output_type -> dkim.v1.ListBrandsResponse
-	35, // 51: dkim.v1.KeyManagement.UpdateBrand:output_type -> dkim.v1.Brand
-	40, // 52: dkim.v1.KeyManagement.DeleteBrand:output_type -> google.protobuf.Empty
-	37, // 53: dkim.v1.KeyManagement.ProvisionDomain:output_type -> dkim.v1.Domain
-	37, // 54: dkim.v1.KeyManagement.GetDomain:output_type -> dkim.v1.Domain
-	20, // 55: dkim.v1.KeyManagement.ListDomains:output_type -> dkim.v1.ListDomainsResponse
-	37, // 56: dkim.v1.KeyManagement.DeleteDomain:output_type -> dkim.v1.Domain
-	37, // 57: dkim.v1.KeyManagement.RotateDomain:output_type -> dkim.v1.Domain
-	24, // 58: dkim.v1.KeyManagement.WatchDomains:output_type -> dkim.v1.WatchDomainsResponse
-	26, // 59: dkim.v1.KeyManagement.ListKeys:output_type -> dkim.v1.ListKeysResponse
-	38, // 60: dkim.v1.KeyManagement.GetKey:output_type -> dkim.v1.Key
-	38, // 61: dkim.v1.KeyManagement.PublishKey:output_type -> dkim.v1.Key
-	30, // 62: dkim.v1.KeyManagement.BatchPublishKeys:output_type -> dkim.v1.BatchPublishKeysResponse
-	37, // 63: dkim.v1.KeyManagement.DeleteKey:output_type -> dkim.v1.Domain
-	41, // [41:64] is the sub-list for method output_type
-	18, // [18:41] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	38, // 9: dkim.v1.ProvisionDomainRequest.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	38, // 10: dkim.v1.SelectorSpec.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	39, // 11: dkim.v1.ListDomainsResponse.domains:type_name -> dkim.v1.Domain
+	39, // 12: dkim.v1.UpdateDomainRequest.domain:type_name -> dkim.v1.Domain
+	36, // 13: dkim.v1.UpdateDomainRequest.update_mask:type_name -> google.protobuf.FieldMask
+	23, // 14: dkim.v1.UpdateDomainRequest.algorithm_changes:type_name -> dkim.v1.AlgorithmChange
+	38, // 15: dkim.v1.AlgorithmChange.from:type_name -> dkim.v1.KeyAlgorithm
+	38, // 16: dkim.v1.AlgorithmChange.to:type_name -> dkim.v1.KeyAlgorithm
+	0,  // 17: dkim.v1.WatchDomainsResponse.type:type_name -> dkim.v1.WatchDomainsResponse.EventType
+	39, // 18: dkim.v1.WatchDomainsResponse.domain:type_name -> dkim.v1.Domain
+	40, // 19: dkim.v1.ListKeysResponse.keys:type_name -> dkim.v1.Key
+	30, // 20: dkim.v1.BatchPublishKeysRequest.requests:type_name -> dkim.v1.PublishKeyRequest
+	34, // 21: dkim.v1.BatchPublishKeysResponse.results:type_name -> dkim.v1.BatchPublishKeysResponse.Result
+	41, // 22: dkim.v1.BatchPublishKeysResponse.Result.error:type_name -> google.rpc.Status
+	1,  // 23: dkim.v1.KeyManagement.CreateZone:input_type -> dkim.v1.CreateZoneRequest
+	2,  // 24: dkim.v1.KeyManagement.GetZone:input_type -> dkim.v1.GetZoneRequest
+	3,  // 25: dkim.v1.KeyManagement.ListZones:input_type -> dkim.v1.ListZonesRequest
+	5,  // 26: dkim.v1.KeyManagement.UpdateZone:input_type -> dkim.v1.UpdateZoneRequest
+	6,  // 27: dkim.v1.KeyManagement.DeleteZone:input_type -> dkim.v1.DeleteZoneRequest
+	7,  // 28: dkim.v1.KeyManagement.AcceptZoneDeletions:input_type -> dkim.v1.AcceptZoneDeletionsRequest
+	8,  // 29: dkim.v1.KeyManagement.ExportZone:input_type -> dkim.v1.ExportZoneRequest
+	10, // 30: dkim.v1.KeyManagement.CreateBrand:input_type -> dkim.v1.CreateBrandRequest
+	11, // 31: dkim.v1.KeyManagement.GetBrand:input_type -> dkim.v1.GetBrandRequest
+	12, // 32: dkim.v1.KeyManagement.ListBrands:input_type -> dkim.v1.ListBrandsRequest
+	14, // 33: dkim.v1.KeyManagement.UpdateBrand:input_type -> dkim.v1.UpdateBrandRequest
+	15, // 34: dkim.v1.KeyManagement.DeleteBrand:input_type -> dkim.v1.DeleteBrandRequest
+	16, // 35: dkim.v1.KeyManagement.ProvisionDomain:input_type -> dkim.v1.ProvisionDomainRequest
+	18, // 36: dkim.v1.KeyManagement.GetDomain:input_type -> dkim.v1.GetDomainRequest
+	19, // 37: dkim.v1.KeyManagement.ListDomains:input_type -> dkim.v1.ListDomainsRequest
+	22, // 38: dkim.v1.KeyManagement.UpdateDomain:input_type -> dkim.v1.UpdateDomainRequest
+	21, // 39: dkim.v1.KeyManagement.DeleteDomain:input_type -> dkim.v1.DeleteDomainRequest
+	42, // 40: dkim.v1.KeyManagement.CheckDomain:input_type -> dkim.v1.CheckDomainRequest
+	24, // 41: dkim.v1.KeyManagement.RotateDomain:input_type -> dkim.v1.RotateDomainRequest
+	43, // 42: dkim.v1.KeyManagement.PlanRotation:input_type -> dkim.v1.PlanRotationRequest
+	44, // 43: dkim.v1.KeyManagement.ListDomainEvents:input_type -> dkim.v1.ListDomainEventsRequest
+	25, // 44: dkim.v1.KeyManagement.WatchDomains:input_type -> dkim.v1.WatchDomainsRequest
+	27, // 45: dkim.v1.KeyManagement.ListKeys:input_type -> dkim.v1.ListKeysRequest
+	29, // 46: dkim.v1.KeyManagement.GetKey:input_type -> dkim.v1.GetKeyRequest
+	30, // 47: dkim.v1.KeyManagement.PublishKey:input_type -> dkim.v1.PublishKeyRequest
+	31, // 48: dkim.v1.KeyManagement.BatchPublishKeys:input_type -> dkim.v1.BatchPublishKeysRequest
+	33, // 49: dkim.v1.KeyManagement.DeleteKey:input_type -> dkim.v1.DeleteKeyRequest
+	45, // 50: dkim.v1.KeyManagement.RevokeKey:input_type -> dkim.v1.RevokeKeyRequest
+	46, // 51: dkim.v1.KeyManagement.GetSigner:input_type -> dkim.v1.GetSignerRequest
+	47, // 52: dkim.v1.KeyManagement.ListSigners:input_type -> dkim.v1.ListSignersRequest
+	48, // 53: dkim.v1.KeyManagement.DeleteSigner:input_type -> dkim.v1.DeleteSignerRequest
+	35, // 54: dkim.v1.KeyManagement.CreateZone:output_type -> dkim.v1.Zone
+	35, // 55: dkim.v1.KeyManagement.GetZone:output_type -> dkim.v1.Zone
+	4,  // 56: dkim.v1.KeyManagement.ListZones:output_type -> dkim.v1.ListZonesResponse
+	35, // 57: dkim.v1.KeyManagement.UpdateZone:output_type -> dkim.v1.Zone
+	49, // 58: dkim.v1.KeyManagement.DeleteZone:output_type -> google.protobuf.Empty
+	35, // 59: dkim.v1.KeyManagement.AcceptZoneDeletions:output_type -> dkim.v1.Zone
+	9,  // 60: dkim.v1.KeyManagement.ExportZone:output_type -> dkim.v1.ExportZoneResponse
+	37, // 61: dkim.v1.KeyManagement.CreateBrand:output_type -> dkim.v1.Brand
+	37, // 62: dkim.v1.KeyManagement.GetBrand:output_type -> dkim.v1.Brand
+	13, // 63: dkim.v1.KeyManagement.ListBrands:output_type -> dkim.v1.ListBrandsResponse
+	37, // 64: dkim.v1.KeyManagement.UpdateBrand:output_type -> dkim.v1.Brand
+	49, // 65: dkim.v1.KeyManagement.DeleteBrand:output_type -> google.protobuf.Empty
+	39, // 66: dkim.v1.KeyManagement.ProvisionDomain:output_type -> dkim.v1.Domain
+	39, // 67: dkim.v1.KeyManagement.GetDomain:output_type -> dkim.v1.Domain
+	20, // 68: dkim.v1.KeyManagement.ListDomains:output_type -> dkim.v1.ListDomainsResponse
+	39, // 69: dkim.v1.KeyManagement.UpdateDomain:output_type -> dkim.v1.Domain
+	39, // 70: dkim.v1.KeyManagement.DeleteDomain:output_type -> dkim.v1.Domain
+	50, // 71: dkim.v1.KeyManagement.CheckDomain:output_type -> dkim.v1.CheckDomainResponse
+	39, // 72: dkim.v1.KeyManagement.RotateDomain:output_type -> dkim.v1.Domain
+	51, // 73: dkim.v1.KeyManagement.PlanRotation:output_type -> dkim.v1.PlanRotationResponse
+	52, // 74: dkim.v1.KeyManagement.ListDomainEvents:output_type -> dkim.v1.ListDomainEventsResponse
+	26, // 75: dkim.v1.KeyManagement.WatchDomains:output_type -> dkim.v1.WatchDomainsResponse
+	28, // 76: dkim.v1.KeyManagement.ListKeys:output_type -> dkim.v1.ListKeysResponse
+	40, // 77: dkim.v1.KeyManagement.GetKey:output_type -> dkim.v1.Key
+	40, // 78: dkim.v1.KeyManagement.PublishKey:output_type -> dkim.v1.Key
+	32, // 79: dkim.v1.KeyManagement.BatchPublishKeys:output_type -> dkim.v1.BatchPublishKeysResponse
+	39, // 80: dkim.v1.KeyManagement.DeleteKey:output_type -> dkim.v1.Domain
+	53, // 81: dkim.v1.KeyManagement.RevokeKey:output_type -> dkim.v1.RevokeKeyResponse
+	54, // 82: dkim.v1.KeyManagement.GetSigner:output_type -> dkim.v1.SignerRegistration
+	55, // 83: dkim.v1.KeyManagement.ListSigners:output_type -> dkim.v1.ListSignersResponse
+	49, // 84: dkim.v1.KeyManagement.DeleteSigner:output_type -> google.protobuf.Empty
+	54, // [54:85] is the sub-list for method output_type
+	23, // [23:54] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_dkim_v1_key_management_proto_init() }
@@ -2117,14 +2299,16 @@ func file_dkim_v1_key_management_proto_init() {
 	if File_dkim_v1_key_management_proto != nil {
 		return
 	}
+	file_dkim_v1_lifecycle_proto_init()
 	file_dkim_v1_resources_proto_init()
+	file_dkim_v1_signer_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dkim_v1_key_management_proto_rawDesc), len(file_dkim_v1_key_management_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,14 +35,22 @@ const (
 	KeyManagement_ProvisionDomain_FullMethodName     = "/dkim.v1.KeyManagement/ProvisionDomain"
 	KeyManagement_GetDomain_FullMethodName           = "/dkim.v1.KeyManagement/GetDomain"
 	KeyManagement_ListDomains_FullMethodName         = "/dkim.v1.KeyManagement/ListDomains"
+	KeyManagement_UpdateDomain_FullMethodName        = "/dkim.v1.KeyManagement/UpdateDomain"
 	KeyManagement_DeleteDomain_FullMethodName        = "/dkim.v1.KeyManagement/DeleteDomain"
+	KeyManagement_CheckDomain_FullMethodName         = "/dkim.v1.KeyManagement/CheckDomain"
 	KeyManagement_RotateDomain_FullMethodName        = "/dkim.v1.KeyManagement/RotateDomain"
+	KeyManagement_PlanRotation_FullMethodName        = "/dkim.v1.KeyManagement/PlanRotation"
+	KeyManagement_ListDomainEvents_FullMethodName    = "/dkim.v1.KeyManagement/ListDomainEvents"
 	KeyManagement_WatchDomains_FullMethodName        = "/dkim.v1.KeyManagement/WatchDomains"
 	KeyManagement_ListKeys_FullMethodName            = "/dkim.v1.KeyManagement/ListKeys"
 	KeyManagement_GetKey_FullMethodName              = "/dkim.v1.KeyManagement/GetKey"
 	KeyManagement_PublishKey_FullMethodName          = "/dkim.v1.KeyManagement/PublishKey"
 	KeyManagement_BatchPublishKeys_FullMethodName    = "/dkim.v1.KeyManagement/BatchPublishKeys"
 	KeyManagement_DeleteKey_FullMethodName           = "/dkim.v1.KeyManagement/DeleteKey"
+	KeyManagement_RevokeKey_FullMethodName           = "/dkim.v1.KeyManagement/RevokeKey"
+	KeyManagement_GetSigner_FullMethodName           = "/dkim.v1.KeyManagement/GetSigner"
+	KeyManagement_ListSigners_FullMethodName         = "/dkim.v1.KeyManagement/ListSigners"
+	KeyManagement_DeleteSigner_FullMethodName        = "/dkim.v1.KeyManagement/DeleteSigner"
 )
 
 // KeyManagementClient is the client API for KeyManagement service.
@@ -61,14 +69,15 @@ const (
 // INVALID_ARGUMENT INVALID_NAME for a resource name of the wrong form, or
 // INVALID_ZONE, INVALID_BRAND, INVALID_DOMAIN for what is wrong in a part of it.
 type KeyManagementClient interface {
-	// Creates a zone. ALREADY_EXISTS ZONE_EXISTS; INVALID_ARGUMENT INVALID_ZONE.
+	// Creates a zone. ALREADY_EXISTS ZONE_EXISTS; INVALID_ARGUMENT INVALID_ZONE,
+	// INVALID_ROTATION_POLICY.
 	CreateZone(ctx context.Context, in *CreateZoneRequest, opts ...grpc.CallOption) (*Zone, error)
 	// NOT_FOUND ZONE_NOT_FOUND.
 	GetZone(ctx context.Context, in *GetZoneRequest, opts ...grpc.CallOption) (*Zone, error)
 	// Lists zones. INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
 	ListZones(ctx context.Context, in *ListZonesRequest, opts ...grpc.CallOption) (*ListZonesResponse, error)
 	// Changes a zone's settings. ABORTED ETAG_MISMATCH; NOT_FOUND ZONE_NOT_FOUND;
-	// INVALID_ARGUMENT INVALID_ZONE, INVALID_FIELD_MASK.
+	// INVALID_ARGUMENT INVALID_ZONE, INVALID_ROTATION_POLICY, INVALID_FIELD_MASK.
 	UpdateZone(ctx context.Context, in *UpdateZoneRequest, opts ...grpc.CallOption) (*Zone, error)
 	// Deletes a zone that no brand uses, and its tombstones.
 	// FAILED_PRECONDITION ZONE_IN_USE; NOT_FOUND ZONE_NOT_FOUND; ABORTED
@@ -83,27 +92,40 @@ type KeyManagementClient interface {
 	// without an error. NOT_FOUND ZONE_NOT_FOUND; ABORTED EXPORT_EXPIRED (the
 	// revision is no longer known, the export took too long; begin again).
 	ExportZone(ctx context.Context, in *ExportZoneRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportZoneResponse], error)
-	// ALREADY_EXISTS BRAND_EXISTS; INVALID_ARGUMENT INVALID_BRAND;
-	// FAILED_PRECONDITION ZONE_NOT_FOUND, ZONE_UNSPECIFIED.
+	// Creates a brand and its default keys, and with signing_mode BRAND_SHARED the
+	// shared ones. After UNAVAILABLE or an expired deadline the brand may be there
+	// without them: UpdateBrand makes them. ALREADY_EXISTS BRAND_EXISTS;
+	// INVALID_ARGUMENT INVALID_BRAND, INVALID_ROTATION_POLICY; FAILED_PRECONDITION
+	// ZONE_NOT_FOUND, ZONE_UNSPECIFIED, HOST_LABEL_TAKEN, DOMAIN_RESERVED (the name
+	// of the brand's own key domain); DEADLINE_EXCEEDED KEY_GENERATION_SLOW.
 	CreateBrand(ctx context.Context, in *CreateBrandRequest, opts ...grpc.CallOption) (*Brand, error)
 	// NOT_FOUND BRAND_NOT_FOUND.
 	GetBrand(ctx context.Context, in *GetBrandRequest, opts ...grpc.CallOption) (*Brand, error)
 	// Lists brands in order of name. INVALID_ARGUMENT INVALID_PAGE_SIZE,
 	// INVALID_PAGE_TOKEN.
 	ListBrands(ctx context.Context, in *ListBrandsRequest, opts ...grpc.CallOption) (*ListBrandsResponse, error)
-	// Changes the display name. ABORTED ETAG_MISMATCH; NOT_FOUND BRAND_NOT_FOUND;
-	// INVALID_ARGUMENT INVALID_BRAND, INVALID_FIELD_MASK, IMMUTABLE_FIELD.
+	// Changes a brand, and makes those of its own keys that are missing. ABORTED
+	// ETAG_MISMATCH; NOT_FOUND BRAND_NOT_FOUND; INVALID_ARGUMENT INVALID_BRAND,
+	// INVALID_FIELD_MASK, INVALID_ROTATION_POLICY, IMMUTABLE_FIELD;
+	// FAILED_PRECONDITION HOST_LABEL_TAKEN, DOMAIN_RESERVED (as CreateBrand);
+	// DEADLINE_EXCEEDED KEY_GENERATION_SLOW.
 	UpdateBrand(ctx context.Context, in *UpdateBrandRequest, opts ...grpc.CallOption) (*Brand, error)
-	// Deletes a brand that has no domains left. FAILED_PRECONDITION
+	// Deletes a brand that has no domains left, with its own keys.
+	// FAILED_PRECONDITION
 	// BRAND_NOT_EMPTY; NOT_FOUND BRAND_NOT_FOUND; ABORTED ETAG_MISMATCH.
 	DeleteBrand(ctx context.Context, in *DeleteBrandRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// Makes sure that the domain exists and each asked selector holds a published
-	// key. Idempotent: what is there already stays as it is. INVALID_ARGUMENT
+	// key. Keys are PREPARED at first: they sign once DNS proves that receivers can
+	// get them. Idempotent: what is there already stays as it is. In a brand that
+	// signs with keys of its own a new domain gets selectors only if the request
+	// names some. When DOMAIN_RESERVED is the answer, its metadata names a TXT
+	// record, `challenge_owner` and `challenge_value`: once the domain's name
+	// servers serve it the same call succeeds. INVALID_ARGUMENT
 	// INVALID_DOMAIN, INVALID_SELECTOR, INVALID_ALGORITHM, INVALID_TTL; NOT_FOUND
 	// BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED (another brand has it in
 	// this zone); FAILED_PRECONDITION DOMAIN_RESERVED (another brand had it),
 	// HOST_LABEL_TAKEN (other domains have all labels it could have),
-	// ALGORITHM_DIFFERS (a selector keeps its algorithm), SELECTOR_IN_USE,
+	// ALGORITHM_DIFFERS (UpdateDomain changes it), SELECTOR_IN_USE,
 	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT, TOO_MANY_KEYS; DEADLINE_EXCEEDED
 	// KEY_GENERATION_SLOW (nothing was changed; try again with more time).
 	ProvisionDomain(ctx context.Context, in *ProvisionDomainRequest, opts ...grpc.CallOption) (*Domain, error)
@@ -114,14 +136,38 @@ type KeyManagementClient interface {
 	// INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN, INVALID_FILTER; NOT_FOUND
 	// BRAND_NOT_FOUND.
 	ListDomains(ctx context.Context, in *ListDomainsRequest, opts ...grpc.CallOption) (*ListDomainsResponse, error)
+	// Changes a domain's rotation policy, or the algorithm of selectors: their
+	// keys of the old algorithm go the way of every rotation. NOT_FOUND
+	// DOMAIN_NOT_FOUND; ABORTED ETAG_MISMATCH; INVALID_ARGUMENT
+	// INVALID_FIELD_MASK, INVALID_ROTATION_POLICY, INVALID_ALGORITHM;
+	// FAILED_PRECONDITION ALGORITHM_NOT_USED (no selector has it), ALGORITHM_IN_USE
+	// (other selectors have the new one already).
+	UpdateDomain(ctx context.Context, in *UpdateDomainRequest, opts ...grpc.CallOption) (*Domain, error)
 	// Withdraws all records of the domain and destroys its keys at once. The
 	// host label stays reserved for the brand. NOT_FOUND DOMAIN_NOT_FOUND;
-	// ABORTED ETAG_MISMATCH.
+	// ABORTED ETAG_MISMATCH; FAILED_PRECONDITION KEY_DOMAIN (a brand's own key
+	// domain goes with the brand).
 	DeleteDomain(ctx context.Context, in *DeleteDomainRequest, opts ...grpc.CallOption) (*Domain, error)
-	// Makes the standby of each algorithm the signing key; the key that signed
-	// goes on being published. NOT_FOUND DOMAIN_NOT_FOUND; FAILED_PRECONDITION
-	// NO_STANDBY_KEY; ABORTED ETAG_MISMATCH.
+	// Looks at the domain's CNAMEs, at the name servers of the customer, and at
+	// its records, at those of the zone, now. Says of each what is there, what
+	// should be and how to mend it, and keeps what it saw. NOT_FOUND
+	// DOMAIN_NOT_FOUND; FAILED_PRECONDITION CHECKS_DISABLED (this server does not
+	// look at DNS); DEADLINE_EXCEEDED CHECK_SLOW.
+	CheckDomain(ctx context.Context, in *CheckDomainRequest, opts ...grpc.CallOption) (*CheckDomainResponse, error)
+	// Makes the standby of each algorithm the signing key now, if DNS and the
+	// signers prove that it may; the key that signed goes on being published. With
+	// when_ready it asks for that instead: it happens as soon as the proof is
+	// there, at the pace of the policy. NOT_FOUND DOMAIN_NOT_FOUND;
+	// FAILED_PRECONDITION NO_STANDBY_KEY, STANDBY_NOT_PROVEN (a PreconditionFailure
+	// names what is missing); ABORTED ETAG_MISMATCH.
 	RotateDomain(ctx context.Context, in *RotateDomainRequest, opts ...grpc.CallOption) (*Domain, error)
+	// Says of each domain of a brand when its next rotation is and what hinders
+	// it, and ends with the sums. Changes nothing. NOT_FOUND BRAND_NOT_FOUND.
+	PlanRotation(ctx context.Context, in *PlanRotationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PlanRotationResponse], error)
+	// Lists the last 64 or more things that happened to a domain and its keys, the
+	// latest first; of a deleted domain, too. INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN; NOT_FOUND
+	// DOMAIN_NOT_FOUND.
+	ListDomainEvents(ctx context.Context, in *ListDomainEventsRequest, opts ...grpc.CallOption) (*ListDomainEventsResponse, error)
 	// Sends the domains that are there, then every change, in store order. The
 	// stream ends with OUT_OF_RANGE WATCH_EXPIRED when changes after the resume
 	// token are no longer known: watch again without one. INVALID_ARGUMENT
@@ -152,6 +198,22 @@ type KeyManagementClient interface {
 	// FAILED_PRECONDITION KEY_MANAGED for a key the service rotates; NOT_FOUND
 	// DOMAIN_NOT_FOUND, KEY_NOT_FOUND; ABORTED ETAG_MISMATCH.
 	DeleteKey(ctx context.Context, in *DeleteKeyRequest, opts ...grpc.CallOption) (*Domain, error)
+	// Publishes a key's record with an empty p= at once. A compromised key may be
+	// in use: if the standby is proven it signs from now on, or else the brand's
+	// default key does. Any other key must not have signed. The answer says which
+	// signers had the key. NOT_FOUND DOMAIN_NOT_FOUND, KEY_NOT_FOUND; ABORTED
+	// ETAG_MISMATCH; FAILED_PRECONDITION KEY_IN_USE (it may have signed mail under
+	// way, and is not said to be compromised), KEY_REVOKED (it is already);
+	// INVALID_ARGUMENT INVALID_REASON.
+	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
+	// NOT_FOUND SIGNER_NOT_FOUND; INVALID_ARGUMENT INVALID_SIGNER.
+	GetSigner(ctx context.Context, in *GetSignerRequest, opts ...grpc.CallOption) (*SignerRegistration, error)
+	// Lists the registered signers, those whose lease is over too.
+	// INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
+	ListSigners(ctx context.Context, in *ListSignersRequest, opts ...grpc.CallOption) (*ListSignersResponse, error)
+	// Forgets a signer, so that no rotation waits for it. NOT_FOUND
+	// SIGNER_NOT_FOUND; INVALID_ARGUMENT INVALID_SIGNER.
+	DeleteSigner(ctx context.Context, in *DeleteSignerRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
 type keyManagementClient struct {
@@ -321,10 +383,30 @@ func (c *keyManagementClient) ListDomains(ctx context.Context, in *ListDomainsRe
 	return out, nil
 }
 
+func (c *keyManagementClient) UpdateDomain(ctx context.Context, in *UpdateDomainRequest, opts ...grpc.CallOption) (*Domain, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Domain)
+	err := c.cc.Invoke(ctx, KeyManagement_UpdateDomain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keyManagementClient) DeleteDomain(ctx context.Context, in *DeleteDomainRequest, opts ...grpc.CallOption) (*Domain, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Domain)
 	err := c.cc.Invoke(ctx, KeyManagement_DeleteDomain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyManagementClient) CheckDomain(ctx context.Context, in *CheckDomainRequest, opts ...grpc.CallOption) (*CheckDomainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckDomainResponse)
+	err := c.cc.Invoke(ctx, KeyManagement_CheckDomain_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -341,9 +423,38 @@ func (c *keyManagementClient) RotateDomain(ctx context.Context, in *RotateDomain
 	return out, nil
 }
 
+func (c *keyManagementClient) PlanRotation(ctx context.Context, in *PlanRotationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PlanRotationResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &KeyManagement_ServiceDesc.Streams[1], KeyManagement_PlanRotation_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PlanRotationRequest, PlanRotationResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeyManagement_PlanRotationClient = grpc.ServerStreamingClient[PlanRotationResponse]
+
+func (c *keyManagementClient) ListDomainEvents(ctx context.Context, in *ListDomainEventsRequest, opts ...grpc.CallOption) (*ListDomainEventsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDomainEventsResponse)
+	err := c.cc.Invoke(ctx, KeyManagement_ListDomainEvents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keyManagementClient) WatchDomains(ctx context.Context, in *WatchDomainsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchDomainsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KeyManagement_ServiceDesc.Streams[1], KeyManagement_WatchDomains_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KeyManagement_ServiceDesc.Streams[2], KeyManagement_WatchDomains_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -410,6 +521,46 @@ func (c *keyManagementClient) DeleteKey(ctx context.Context, in *DeleteKeyReques
 	return out, nil
 }
 
+func (c *keyManagementClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeKeyResponse)
+	err := c.cc.Invoke(ctx, KeyManagement_RevokeKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyManagementClient) GetSigner(ctx context.Context, in *GetSignerRequest, opts ...grpc.CallOption) (*SignerRegistration, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignerRegistration)
+	err := c.cc.Invoke(ctx, KeyManagement_GetSigner_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyManagementClient) ListSigners(ctx context.Context, in *ListSignersRequest, opts ...grpc.CallOption) (*ListSignersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSignersResponse)
+	err := c.cc.Invoke(ctx, KeyManagement_ListSigners_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyManagementClient) DeleteSigner(ctx context.Context, in *DeleteSignerRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(emptypb.Empty)
+	err := c.cc.Invoke(ctx, KeyManagement_DeleteSigner_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KeyManagementServer is the server API for KeyManagement service.
 // All implementations must embed UnimplementedKeyManagementServer
 // for forward compatibility.
@@ -426,14 +577,15 @@ func (c *keyManagementClient) DeleteKey(ctx context.Context, in *DeleteKeyReques
 // INVALID_ARGUMENT INVALID_NAME for a resource name of the wrong form, or
 // INVALID_ZONE, INVALID_BRAND, INVALID_DOMAIN for what is wrong in a part of it.
 type KeyManagementServer interface {
-	// Creates a zone. ALREADY_EXISTS ZONE_EXISTS; INVALID_ARGUMENT INVALID_ZONE.
+	// Creates a zone. ALREADY_EXISTS ZONE_EXISTS; INVALID_ARGUMENT INVALID_ZONE,
+	// INVALID_ROTATION_POLICY.
 	CreateZone(context.Context, *CreateZoneRequest) (*Zone, error)
 	// NOT_FOUND ZONE_NOT_FOUND.
 	GetZone(context.Context, *GetZoneRequest) (*Zone, error)
 	// Lists zones. INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
 	ListZones(context.Context, *ListZonesRequest) (*ListZonesResponse, error)
 	// Changes a zone's settings. ABORTED ETAG_MISMATCH; NOT_FOUND ZONE_NOT_FOUND;
-	// INVALID_ARGUMENT INVALID_ZONE, INVALID_FIELD_MASK.
+	// INVALID_ARGUMENT INVALID_ZONE, INVALID_ROTATION_POLICY, INVALID_FIELD_MASK.
 	UpdateZone(context.Context, *UpdateZoneRequest) (*Zone, error)
 	// Deletes a zone that no brand uses, and its tombstones.
 	// FAILED_PRECONDITION ZONE_IN_USE; NOT_FOUND ZONE_NOT_FOUND; ABORTED
@@ -448,27 +600,40 @@ type KeyManagementServer interface {
 	// without an error. NOT_FOUND ZONE_NOT_FOUND; ABORTED EXPORT_EXPIRED (the
 	// revision is no longer known, the export took too long; begin again).
 	ExportZone(*ExportZoneRequest, grpc.ServerStreamingServer[ExportZoneResponse]) error
-	// ALREADY_EXISTS BRAND_EXISTS; INVALID_ARGUMENT INVALID_BRAND;
-	// FAILED_PRECONDITION ZONE_NOT_FOUND, ZONE_UNSPECIFIED.
+	// Creates a brand and its default keys, and with signing_mode BRAND_SHARED the
+	// shared ones. After UNAVAILABLE or an expired deadline the brand may be there
+	// without them: UpdateBrand makes them. ALREADY_EXISTS BRAND_EXISTS;
+	// INVALID_ARGUMENT INVALID_BRAND, INVALID_ROTATION_POLICY; FAILED_PRECONDITION
+	// ZONE_NOT_FOUND, ZONE_UNSPECIFIED, HOST_LABEL_TAKEN, DOMAIN_RESERVED (the name
+	// of the brand's own key domain); DEADLINE_EXCEEDED KEY_GENERATION_SLOW.
 	CreateBrand(context.Context, *CreateBrandRequest) (*Brand, error)
 	// NOT_FOUND BRAND_NOT_FOUND.
 	GetBrand(context.Context, *GetBrandRequest) (*Brand, error)
 	// Lists brands in order of name. INVALID_ARGUMENT INVALID_PAGE_SIZE,
 	// INVALID_PAGE_TOKEN.
 	ListBrands(context.Context, *ListBrandsRequest) (*ListBrandsResponse, error)
-	// Changes the display name. ABORTED ETAG_MISMATCH; NOT_FOUND BRAND_NOT_FOUND;
-	// INVALID_ARGUMENT INVALID_BRAND, INVALID_FIELD_MASK, IMMUTABLE_FIELD.
+	// Changes a brand, and makes those of its own keys that are missing. ABORTED
+	// ETAG_MISMATCH; NOT_FOUND BRAND_NOT_FOUND; INVALID_ARGUMENT INVALID_BRAND,
+	// INVALID_FIELD_MASK, INVALID_ROTATION_POLICY, IMMUTABLE_FIELD;
+	// FAILED_PRECONDITION HOST_LABEL_TAKEN, DOMAIN_RESERVED (as CreateBrand);
+	// DEADLINE_EXCEEDED KEY_GENERATION_SLOW.
 	UpdateBrand(context.Context, *UpdateBrandRequest) (*Brand, error)
-	// Deletes a brand that has no domains left. FAILED_PRECONDITION
+	// Deletes a brand that has no domains left, with its own keys.
+	// FAILED_PRECONDITION
 	// BRAND_NOT_EMPTY; NOT_FOUND BRAND_NOT_FOUND; ABORTED ETAG_MISMATCH.
 	DeleteBrand(context.Context, *DeleteBrandRequest) (*emptypb.Empty, error)
 	// Makes sure that the domain exists and each asked selector holds a published
-	// key. Idempotent: what is there already stays as it is. INVALID_ARGUMENT
+	// key. Keys are PREPARED at first: they sign once DNS proves that receivers can
+	// get them. Idempotent: what is there already stays as it is. In a brand that
+	// signs with keys of its own a new domain gets selectors only if the request
+	// names some. When DOMAIN_RESERVED is the answer, its metadata names a TXT
+	// record, `challenge_owner` and `challenge_value`: once the domain's name
+	// servers serve it the same call succeeds. INVALID_ARGUMENT
 	// INVALID_DOMAIN, INVALID_SELECTOR, INVALID_ALGORITHM, INVALID_TTL; NOT_FOUND
 	// BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED (another brand has it in
 	// this zone); FAILED_PRECONDITION DOMAIN_RESERVED (another brand had it),
 	// HOST_LABEL_TAKEN (other domains have all labels it could have),
-	// ALGORITHM_DIFFERS (a selector keeps its algorithm), SELECTOR_IN_USE,
+	// ALGORITHM_DIFFERS (UpdateDomain changes it), SELECTOR_IN_USE,
 	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT, TOO_MANY_KEYS; DEADLINE_EXCEEDED
 	// KEY_GENERATION_SLOW (nothing was changed; try again with more time).
 	ProvisionDomain(context.Context, *ProvisionDomainRequest) (*Domain, error)
@@ -479,14 +644,38 @@ type KeyManagementServer interface {
 	// INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN, INVALID_FILTER; NOT_FOUND
 	// BRAND_NOT_FOUND.
 	ListDomains(context.Context, *ListDomainsRequest) (*ListDomainsResponse, error)
+	// Changes a domain's rotation policy, or the algorithm of selectors: their
+	// keys of the old algorithm go the way of every rotation. NOT_FOUND
+	// DOMAIN_NOT_FOUND; ABORTED ETAG_MISMATCH; INVALID_ARGUMENT
+	// INVALID_FIELD_MASK, INVALID_ROTATION_POLICY, INVALID_ALGORITHM;
+	// FAILED_PRECONDITION ALGORITHM_NOT_USED (no selector has it), ALGORITHM_IN_USE
+	// (other selectors have the new one already).
+	UpdateDomain(context.Context, *UpdateDomainRequest) (*Domain, error)
 	// Withdraws all records of the domain and destroys its keys at once. The
 	// host label stays reserved for the brand. NOT_FOUND DOMAIN_NOT_FOUND;
-	// ABORTED ETAG_MISMATCH.
+	// ABORTED ETAG_MISMATCH; FAILED_PRECONDITION KEY_DOMAIN (a brand's own key
+	// domain goes with the brand).
 	DeleteDomain(context.Context, *DeleteDomainRequest) (*Domain, error)
-	// Makes the standby of each algorithm the signing key; the key that signed
-	// goes on being published. NOT_FOUND DOMAIN_NOT_FOUND; FAILED_PRECONDITION
-	// NO_STANDBY_KEY; ABORTED ETAG_MISMATCH.
+	// Looks at the domain's CNAMEs, at the name servers of the customer, and at
+	// its records, at those of the zone, now. Says of each what is there, what
+	// should be and how to mend it, and keeps what it saw. NOT_FOUND
+	// DOMAIN_NOT_FOUND; FAILED_PRECONDITION CHECKS_DISABLED (this server does not
+	// look at DNS); DEADLINE_EXCEEDED CHECK_SLOW.
+	CheckDomain(context.Context, *CheckDomainRequest) (*CheckDomainResponse, error)
+	// Makes the standby of each algorithm the signing key now, if DNS and the
+	// signers prove that it may; the key that signed goes on being published. With
+	// when_ready it asks for that instead: it happens as soon as the proof is
+	// there, at the pace of the policy. NOT_FOUND DOMAIN_NOT_FOUND;
+	// FAILED_PRECONDITION NO_STANDBY_KEY, STANDBY_NOT_PROVEN (a PreconditionFailure
+	// names what is missing); ABORTED ETAG_MISMATCH.
 	RotateDomain(context.Context, *RotateDomainRequest) (*Domain, error)
+	// Says of each domain of a brand when its next rotation is and what hinders
+	// it, and ends with the sums. Changes nothing. NOT_FOUND BRAND_NOT_FOUND.
+	PlanRotation(*PlanRotationRequest, grpc.ServerStreamingServer[PlanRotationResponse]) error
+	// Lists the last 64 or more things that happened to a domain and its keys, the
+	// latest first; of a deleted domain, too. INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN; NOT_FOUND
+	// DOMAIN_NOT_FOUND.
+	ListDomainEvents(context.Context, *ListDomainEventsRequest) (*ListDomainEventsResponse, error)
 	// Sends the domains that are there, then every change, in store order. The
 	// stream ends with OUT_OF_RANGE WATCH_EXPIRED when changes after the resume
 	// token are no longer known: watch again without one. INVALID_ARGUMENT
@@ -517,6 +706,22 @@ type KeyManagementServer interface {
 	// FAILED_PRECONDITION KEY_MANAGED for a key the service rotates; NOT_FOUND
 	// DOMAIN_NOT_FOUND, KEY_NOT_FOUND; ABORTED ETAG_MISMATCH.
 	DeleteKey(context.Context, *DeleteKeyRequest) (*Domain, error)
+	// Publishes a key's record with an empty p= at once. A compromised key may be
+	// in use: if the standby is proven it signs from now on, or else the brand's
+	// default key does. Any other key must not have signed. The answer says which
+	// signers had the key. NOT_FOUND DOMAIN_NOT_FOUND, KEY_NOT_FOUND; ABORTED
+	// ETAG_MISMATCH; FAILED_PRECONDITION KEY_IN_USE (it may have signed mail under
+	// way, and is not said to be compromised), KEY_REVOKED (it is already);
+	// INVALID_ARGUMENT INVALID_REASON.
+	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
+	// NOT_FOUND SIGNER_NOT_FOUND; INVALID_ARGUMENT INVALID_SIGNER.
+	GetSigner(context.Context, *GetSignerRequest) (*SignerRegistration, error)
+	// Lists the registered signers, those whose lease is over too.
+	// INVALID_ARGUMENT INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN.
+	ListSigners(context.Context, *ListSignersRequest) (*ListSignersResponse, error)
+	// Forgets a signer, so that no rotation waits for it. NOT_FOUND
+	// SIGNER_NOT_FOUND; INVALID_ARGUMENT INVALID_SIGNER.
+	DeleteSigner(context.Context, *DeleteSignerRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedKeyManagementServer()
 }
 
@@ -572,11 +777,23 @@ func (UnimplementedKeyManagementServer) GetDomain(context.Context, *GetDomainReq
 func (UnimplementedKeyManagementServer) ListDomains(context.Context, *ListDomainsRequest) (*ListDomainsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDomains not implemented")
 }
+func (UnimplementedKeyManagementServer) UpdateDomain(context.Context, *UpdateDomainRequest) (*Domain, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateDomain not implemented")
+}
 func (UnimplementedKeyManagementServer) DeleteDomain(context.Context, *DeleteDomainRequest) (*Domain, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteDomain not implemented")
 }
+func (UnimplementedKeyManagementServer) CheckDomain(context.Context, *CheckDomainRequest) (*CheckDomainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckDomain not implemented")
+}
 func (UnimplementedKeyManagementServer) RotateDomain(context.Context, *RotateDomainRequest) (*Domain, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateDomain not implemented")
+}
+func (UnimplementedKeyManagementServer) PlanRotation(*PlanRotationRequest, grpc.ServerStreamingServer[PlanRotationResponse]) error {
+	return status.Error(codes.Unimplemented, "method PlanRotation not implemented")
+}
+func (UnimplementedKeyManagementServer) ListDomainEvents(context.Context, *ListDomainEventsRequest) (*ListDomainEventsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDomainEvents not implemented")
 }
 func (UnimplementedKeyManagementServer) WatchDomains(*WatchDomainsRequest, grpc.ServerStreamingServer[WatchDomainsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchDomains not implemented")
@@ -595,6 +812,18 @@ func (UnimplementedKeyManagementServer) BatchPublishKeys(context.Context, *Batch
 }
 func (UnimplementedKeyManagementServer) DeleteKey(context.Context, *DeleteKeyRequest) (*Domain, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteKey not implemented")
+}
+func (UnimplementedKeyManagementServer) RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeKey not implemented")
+}
+func (UnimplementedKeyManagementServer) GetSigner(context.Context, *GetSignerRequest) (*SignerRegistration, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetSigner not implemented")
+}
+func (UnimplementedKeyManagementServer) ListSigners(context.Context, *ListSignersRequest) (*ListSignersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSigners not implemented")
+}
+func (UnimplementedKeyManagementServer) DeleteSigner(context.Context, *DeleteSignerRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteSigner not implemented")
 }
 func (UnimplementedKeyManagementServer) mustEmbedUnimplementedKeyManagementServer() {}
 func (UnimplementedKeyManagementServer) testEmbeddedByValue()                       {}
@@ -880,6 +1109,24 @@ func _KeyManagement_ListDomains_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyManagement_UpdateDomain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateDomainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagementServer).UpdateDomain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagement_UpdateDomain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagementServer).UpdateDomain(ctx, req.(*UpdateDomainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyManagement_DeleteDomain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DeleteDomainRequest)
 	if err := dec(in); err != nil {
@@ -898,6 +1145,24 @@ func _KeyManagement_DeleteDomain_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyManagement_CheckDomain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckDomainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagementServer).CheckDomain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagement_CheckDomain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagementServer).CheckDomain(ctx, req.(*CheckDomainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyManagement_RotateDomain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RotateDomainRequest)
 	if err := dec(in); err != nil {
@@ -912,6 +1177,35 @@ func _KeyManagement_RotateDomain_Handler(srv interface{}, ctx context.Context, d
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(KeyManagementServer).RotateDomain(ctx, req.(*RotateDomainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyManagement_PlanRotation_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PlanRotationRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(KeyManagementServer).PlanRotation(m, &grpc.GenericServerStream[PlanRotationRequest, PlanRotationResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeyManagement_PlanRotationServer = grpc.ServerStreamingServer[PlanRotationResponse]
+
+func _KeyManagement_ListDomainEvents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDomainEventsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagementServer).ListDomainEvents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagement_ListDomainEvents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagementServer).ListDomainEvents(ctx, req.(*ListDomainEventsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1017,6 +1311,78 @@ func _KeyManagement_DeleteKey_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyManagement_RevokeKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagementServer).RevokeKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagement_RevokeKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagementServer).RevokeKey(ctx, req.(*RevokeKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyManagement_GetSigner_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetSignerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagementServer).GetSigner(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagement_GetSigner_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagementServer).GetSigner(ctx, req.(*GetSignerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyManagement_ListSigners_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSignersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagementServer).ListSigners(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagement_ListSigners_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagementServer).ListSigners(ctx, req.(*ListSignersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyManagement_DeleteSigner_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteSignerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagementServer).DeleteSigner(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagement_DeleteSigner_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagementServer).DeleteSigner(ctx, req.(*DeleteSignerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // KeyManagement_ServiceDesc is the grpc.ServiceDesc for KeyManagement service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1081,12 +1447,24 @@ var KeyManagement_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _KeyManagement_ListDomains_Handler,
 		},
 		{
+			MethodName: "UpdateDomain",
+			Handler:    _KeyManagement_UpdateDomain_Handler,
+		},
+		{
 			MethodName: "DeleteDomain",
 			Handler:    _KeyManagement_DeleteDomain_Handler,
 		},
 		{
+			MethodName: "CheckDomain",
+			Handler:    _KeyManagement_CheckDomain_Handler,
+		},
+		{
 			MethodName: "RotateDomain",
 			Handler:    _KeyManagement_RotateDomain_Handler,
+		},
+		{
+			MethodName: "ListDomainEvents",
+			Handler:    _KeyManagement_ListDomainEvents_Handler,
 		},
 		{
 			MethodName: "ListKeys",
@@ -1108,11 +1486,32 @@ var KeyManagement_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "DeleteKey",
 			Handler:    _KeyManagement_DeleteKey_Handler,
 		},
+		{
+			MethodName: "RevokeKey",
+			Handler:    _KeyManagement_RevokeKey_Handler,
+		},
+		{
+			MethodName: "GetSigner",
+			Handler:    _KeyManagement_GetSigner_Handler,
+		},
+		{
+			MethodName: "ListSigners",
+			Handler:    _KeyManagement_ListSigners_Handler,
+		},
+		{
+			MethodName: "DeleteSigner",
+			Handler:    _KeyManagement_DeleteSigner_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "ExportZone",
 			Handler:       _KeyManagement_ExportZone_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "PlanRotation",
+			Handler:       _KeyManagement_PlanRotation_Handler,
 			ServerStreams: true,
 		},
 		{

@@ -23,6 +23,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// With which keys the mail of a brand's domains is signed.
+type SigningMode int32
+
+const (
+	SigningMode_SIGNING_MODE_UNSPECIFIED SigningMode = 0
+	// Each domain has keys of its own; d= is the domain.
+	SigningMode_SIGNING_MODE_PER_DOMAIN SigningMode = 1
+	// The brand's default key for all; d= is a name of the provider.
+	SigningMode_SIGNING_MODE_BRAND_DEFAULT SigningMode = 2
+	// One key for all domains of the brand; d= is the domain, whose CNAMEs point
+	// at the shared record.
+	SigningMode_SIGNING_MODE_BRAND_SHARED SigningMode = 3
+)
+
+// Enum value maps for SigningMode.
+var (
+	SigningMode_name = map[int32]string{
+		0: "SIGNING_MODE_UNSPECIFIED",
+		1: "SIGNING_MODE_PER_DOMAIN",
+		2: "SIGNING_MODE_BRAND_DEFAULT",
+		3: "SIGNING_MODE_BRAND_SHARED",
+	}
+	SigningMode_value = map[string]int32{
+		"SIGNING_MODE_UNSPECIFIED":   0,
+		"SIGNING_MODE_PER_DOMAIN":    1,
+		"SIGNING_MODE_BRAND_DEFAULT": 2,
+		"SIGNING_MODE_BRAND_SHARED":  3,
+	}
+)
+
+func (x SigningMode) Enum() *SigningMode {
+	p := new(SigningMode)
+	*p = x
+	return p
+}
+
+func (x SigningMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SigningMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_dkim_v1_resources_proto_enumTypes[0].Descriptor()
+}
+
+func (SigningMode) Type() protoreflect.EnumType {
+	return &file_dkim_v1_resources_proto_enumTypes[0]
+}
+
+func (x SigningMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SigningMode.Descriptor instead.
+func (SigningMode) EnumDescriptor() ([]byte, []int) {
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{0}
+}
+
 // How keys are made and signatures computed.
 type KeyAlgorithm int32
 
@@ -63,11 +120,11 @@ func (x KeyAlgorithm) String() string {
 }
 
 func (KeyAlgorithm) Descriptor() protoreflect.EnumDescriptor {
-	return file_dkim_v1_resources_proto_enumTypes[0].Descriptor()
+	return file_dkim_v1_resources_proto_enumTypes[1].Descriptor()
 }
 
 func (KeyAlgorithm) Type() protoreflect.EnumType {
-	return &file_dkim_v1_resources_proto_enumTypes[0]
+	return &file_dkim_v1_resources_proto_enumTypes[1]
 }
 
 func (x KeyAlgorithm) Number() protoreflect.EnumNumber {
@@ -76,7 +133,7 @@ func (x KeyAlgorithm) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyAlgorithm.Descriptor instead.
 func (KeyAlgorithm) EnumDescriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{0}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{1}
 }
 
 // Where a key stands in its life.
@@ -127,11 +184,11 @@ func (x KeyState) String() string {
 }
 
 func (KeyState) Descriptor() protoreflect.EnumDescriptor {
-	return file_dkim_v1_resources_proto_enumTypes[1].Descriptor()
+	return file_dkim_v1_resources_proto_enumTypes[2].Descriptor()
 }
 
 func (KeyState) Type() protoreflect.EnumType {
-	return &file_dkim_v1_resources_proto_enumTypes[1]
+	return &file_dkim_v1_resources_proto_enumTypes[2]
 }
 
 func (x KeyState) Number() protoreflect.EnumNumber {
@@ -140,7 +197,7 @@ func (x KeyState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyState.Descriptor instead.
 func (KeyState) EnumDescriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{1}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{2}
 }
 
 // Who holds the private half of a key.
@@ -183,11 +240,11 @@ func (x KeyCustody) String() string {
 }
 
 func (KeyCustody) Descriptor() protoreflect.EnumDescriptor {
-	return file_dkim_v1_resources_proto_enumTypes[2].Descriptor()
+	return file_dkim_v1_resources_proto_enumTypes[3].Descriptor()
 }
 
 func (KeyCustody) Type() protoreflect.EnumType {
-	return &file_dkim_v1_resources_proto_enumTypes[2]
+	return &file_dkim_v1_resources_proto_enumTypes[3]
 }
 
 func (x KeyCustody) Number() protoreflect.EnumNumber {
@@ -196,7 +253,112 @@ func (x KeyCustody) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyCustody.Descriptor instead.
 func (KeyCustody) EnumDescriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{2}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{3}
+}
+
+// What a domain is there for.
+type DomainKind int32
+
+const (
+	DomainKind_DOMAIN_KIND_UNSPECIFIED DomainKind = 0
+	// A customer's signing domain.
+	DomainKind_DOMAIN_KIND_CUSTOMER DomainKind = 1
+	// Holds a brand's default keys; see Brand.default_domain.
+	DomainKind_DOMAIN_KIND_BRAND_DEFAULT DomainKind = 2
+	// Holds the keys a brand's domains share; see Brand.shared_domain.
+	DomainKind_DOMAIN_KIND_BRAND_SHARED DomainKind = 3
+)
+
+// Enum value maps for DomainKind.
+var (
+	DomainKind_name = map[int32]string{
+		0: "DOMAIN_KIND_UNSPECIFIED",
+		1: "DOMAIN_KIND_CUSTOMER",
+		2: "DOMAIN_KIND_BRAND_DEFAULT",
+		3: "DOMAIN_KIND_BRAND_SHARED",
+	}
+	DomainKind_value = map[string]int32{
+		"DOMAIN_KIND_UNSPECIFIED":   0,
+		"DOMAIN_KIND_CUSTOMER":      1,
+		"DOMAIN_KIND_BRAND_DEFAULT": 2,
+		"DOMAIN_KIND_BRAND_SHARED":  3,
+	}
+)
+
+func (x DomainKind) Enum() *DomainKind {
+	p := new(DomainKind)
+	*p = x
+	return p
+}
+
+func (x DomainKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DomainKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_dkim_v1_resources_proto_enumTypes[4].Descriptor()
+}
+
+func (DomainKind) Type() protoreflect.EnumType {
+	return &file_dkim_v1_resources_proto_enumTypes[4]
+}
+
+func (x DomainKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DomainKind.Descriptor instead.
+func (DomainKind) EnumDescriptor() ([]byte, []int) {
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{4}
+}
+
+type Condition_Status int32
+
+const (
+	Condition_STATUS_UNSPECIFIED Condition_Status = 0
+	Condition_STATUS_TRUE        Condition_Status = 1
+	Condition_STATUS_FALSE       Condition_Status = 2
+)
+
+// Enum value maps for Condition_Status.
+var (
+	Condition_Status_name = map[int32]string{
+		0: "STATUS_UNSPECIFIED",
+		1: "STATUS_TRUE",
+		2: "STATUS_FALSE",
+	}
+	Condition_Status_value = map[string]int32{
+		"STATUS_UNSPECIFIED": 0,
+		"STATUS_TRUE":        1,
+		"STATUS_FALSE":       2,
+	}
+)
+
+func (x Condition_Status) Enum() *Condition_Status {
+	p := new(Condition_Status)
+	*p = x
+	return p
+}
+
+func (x Condition_Status) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Condition_Status) Descriptor() protoreflect.EnumDescriptor {
+	return file_dkim_v1_resources_proto_enumTypes[5].Descriptor()
+}
+
+func (Condition_Status) Type() protoreflect.EnumType {
+	return &file_dkim_v1_resources_proto_enumTypes[5]
+}
+
+func (x Condition_Status) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Condition_Status.Descriptor instead.
+func (Condition_Status) EnumDescriptor() ([]byte, []int) {
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{4, 0}
 }
 
 // A hosting zone that the provider is authoritative for. Customers' CNAMEs
@@ -230,9 +392,12 @@ type Zone struct {
 	Revision int64 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Changes when the zone's settings change. Send it with an update or delete
 	// to be refused (ABORTED) if somebody else was faster.
-	Etag          string `protobuf:"bytes,12,opt,name=etag,proto3" json:"etag,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Etag string `protobuf:"bytes,12,opt,name=etag,proto3" json:"etag,omitempty"`
+	// How keys rotate in all its domains, where brands and domains say nothing
+	// else.
+	RotationPolicy *RotationPolicy `protobuf:"bytes,13,opt,name=rotation_policy,json=rotationPolicy,proto3" json:"rotation_policy,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Zone) Reset() {
@@ -349,6 +514,13 @@ func (x *Zone) GetEtag() string {
 	return ""
 }
 
+func (x *Zone) GetRotationPolicy() *RotationPolicy {
+	if x != nil {
+		return x.RotationPolicy
+	}
+	return nil
+}
+
 type NameServer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Host name in lower-case A-labels without a trailing dot.
@@ -417,7 +589,18 @@ type Brand struct {
 	DisplayName string                 `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	CreateTime  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// See Zone.etag.
-	Etag          string `protobuf:"bytes,5,opt,name=etag,proto3" json:"etag,omitempty"`
+	Etag string `protobuf:"bytes,5,opt,name=etag,proto3" json:"etag,omitempty"`
+	// With which keys the mail of its domains is signed. Default PER_DOMAIN.
+	SigningMode SigningMode `protobuf:"varint,6,opt,name=signing_mode,json=signingMode,proto3,enum=dkim.v1.SigningMode" json:"signing_mode,omitempty"`
+	// How keys rotate in its domains, where the domain says nothing else. Fields
+	// that are not set are the zone's.
+	RotationPolicy *RotationPolicy `protobuf:"bytes,7,opt,name=rotation_policy,json=rotationPolicy,proto3" json:"rotation_policy,omitempty"`
+	// The domain that holds the brand's own default keys, by which mail is signed
+	// that no better key is there for. Its name is the d= of such signatures.
+	DefaultDomain string `protobuf:"bytes,8,opt,name=default_domain,json=defaultDomain,proto3" json:"default_domain,omitempty"`
+	// The domain that holds the keys which all domains of the brand share; set
+	// once signing_mode has been BRAND_SHARED.
+	SharedDomain  string `protobuf:"bytes,9,opt,name=shared_domain,json=sharedDomain,proto3" json:"shared_domain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -487,7 +670,35 @@ func (x *Brand) GetEtag() string {
 	return ""
 }
 
-// A customer's signing domain.
+func (x *Brand) GetSigningMode() SigningMode {
+	if x != nil {
+		return x.SigningMode
+	}
+	return SigningMode_SIGNING_MODE_UNSPECIFIED
+}
+
+func (x *Brand) GetRotationPolicy() *RotationPolicy {
+	if x != nil {
+		return x.RotationPolicy
+	}
+	return nil
+}
+
+func (x *Brand) GetDefaultDomain() string {
+	if x != nil {
+		return x.DefaultDomain
+	}
+	return ""
+}
+
+func (x *Brand) GetSharedDomain() string {
+	if x != nil {
+		return x.SharedDomain
+	}
+	return ""
+}
+
+// A customer's signing domain, or one of a brand's own key domains.
 type Domain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `brands/{brand}/domains/{domain}`; the last part in lower-case A-labels.
@@ -501,7 +712,8 @@ type Domain struct {
 	// have taken the obvious form.
 	HostLabel string `protobuf:"bytes,4,opt,name=host_label,json=hostLabel,proto3" json:"host_label,omitempty"`
 	// All its selectors, those the service manages first, each with the key that
-	// stands in it and the CNAME the customer adds.
+	// stands in it and the CNAME the customer adds. In a brand that signs with
+	// shared keys, those selectors follow.
 	Selectors  []*Selector            `protobuf:"bytes,5,rep,name=selectors,proto3" json:"selectors,omitempty"`
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
@@ -512,9 +724,27 @@ type Domain struct {
 	Revision int64 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Changes with every change of the domain. Send it with a change to be
 	// refused (ABORTED) if somebody else was faster.
-	Etag          string `protobuf:"bytes,10,opt,name=etag,proto3" json:"etag,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Etag string     `protobuf:"bytes,10,opt,name=etag,proto3" json:"etag,omitempty"`
+	Kind DomainKind `protobuf:"varint,11,opt,name=kind,proto3,enum=dkim.v1.DomainKind" json:"kind,omitempty"`
+	// How its keys rotate. Fields that are not set are the brand's.
+	RotationPolicy *RotationPolicy `protobuf:"bytes,12,opt,name=rotation_policy,json=rotationPolicy,proto3" json:"rotation_policy,omitempty"`
+	// The policy that holds: the defaults, with what zone, brand and domain say
+	// otherwise. All fields are set.
+	EffectiveRotationPolicy *RotationPolicy `protobuf:"bytes,13,opt,name=effective_rotation_policy,json=effectiveRotationPolicy,proto3" json:"effective_rotation_policy,omitempty"`
+	// How the keys of each algorithm stand, and why, since when.
+	Conditions []*Condition `protobuf:"bytes,14,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// When the next key is to sign if nothing hinders it; conditions say what
+	// does. Not set while nothing can rotate.
+	NextRotationTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=next_rotation_time,json=nextRotationTime,proto3" json:"next_rotation_time,omitempty"`
+	// When the service will look at the domain again.
+	NextCheckTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=next_check_time,json=nextCheckTime,proto3" json:"next_check_time,omitempty"`
+	// When a rotation was asked for that waits for its standby to be proven.
+	RotationRequestTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=rotation_request_time,json=rotationRequestTime,proto3" json:"rotation_request_time,omitempty"`
+	// In the answer to DeleteDomain: CNAMEs of the customer that pointed here when
+	// the service last looked. Tell the customer to remove them.
+	DanglingCnames []string `protobuf:"bytes,18,rep,name=dangling_cnames,json=danglingCnames,proto3" json:"dangling_cnames,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Domain) Reset() {
@@ -617,6 +847,154 @@ func (x *Domain) GetEtag() string {
 	return ""
 }
 
+func (x *Domain) GetKind() DomainKind {
+	if x != nil {
+		return x.Kind
+	}
+	return DomainKind_DOMAIN_KIND_UNSPECIFIED
+}
+
+func (x *Domain) GetRotationPolicy() *RotationPolicy {
+	if x != nil {
+		return x.RotationPolicy
+	}
+	return nil
+}
+
+func (x *Domain) GetEffectiveRotationPolicy() *RotationPolicy {
+	if x != nil {
+		return x.EffectiveRotationPolicy
+	}
+	return nil
+}
+
+func (x *Domain) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+func (x *Domain) GetNextRotationTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextRotationTime
+	}
+	return nil
+}
+
+func (x *Domain) GetNextCheckTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextCheckTime
+	}
+	return nil
+}
+
+func (x *Domain) GetRotationRequestTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RotationRequestTime
+	}
+	return nil
+}
+
+func (x *Domain) GetDanglingCnames() []string {
+	if x != nil {
+		return x.DanglingCnames
+	}
+	return nil
+}
+
+// One aspect of a domain, as it stands. There is one of each type for each
+// algorithm that the domain has selectors of.
+type Condition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `SIGNING`: there is a key of the domain to sign with. `ROTATION`: nothing
+	// hinders the next rotation.
+	Type   string           `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	Status Condition_Status `protobuf:"varint,2,opt,name=status,proto3,enum=dkim.v1.Condition_Status" json:"status,omitempty"`
+	// Why, for programs: UPPER_SNAKE_CASE.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Why, for people.
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// Since when the status is what it is.
+	LastTransitionTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_transition_time,json=lastTransitionTime,proto3" json:"last_transition_time,omitempty"`
+	// The algorithm of the selectors it is about.
+	Algorithm     KeyAlgorithm `protobuf:"varint,6,opt,name=algorithm,proto3,enum=dkim.v1.KeyAlgorithm" json:"algorithm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Condition) Reset() {
+	*x = Condition{}
+	mi := &file_dkim_v1_resources_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Condition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Condition) ProtoMessage() {}
+
+func (x *Condition) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_resources_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Condition.ProtoReflect.Descriptor instead.
+func (*Condition) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Condition) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Condition) GetStatus() Condition_Status {
+	if x != nil {
+		return x.Status
+	}
+	return Condition_STATUS_UNSPECIFIED
+}
+
+func (x *Condition) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Condition) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Condition) GetLastTransitionTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTransitionTime
+	}
+	return nil
+}
+
+func (x *Condition) GetAlgorithm() KeyAlgorithm {
+	if x != nil {
+		return x.Algorithm
+	}
+	return KeyAlgorithm_KEY_ALGORITHM_UNSPECIFIED
+}
+
 type Selector struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The s= of signatures, `selector1`.
@@ -628,16 +1006,22 @@ type Selector struct {
 	KeyState KeyState   `protobuf:"varint,4,opt,name=key_state,json=keyState,proto3,enum=dkim.v1.KeyState" json:"key_state,omitempty"`
 	Custody  KeyCustody `protobuf:"varint,5,opt,name=custody,proto3,enum=dkim.v1.KeyCustody" json:"custody,omitempty"`
 	// What the customer adds: `cname_owner` CNAME `cname_target`, both without a
-	// trailing dot.
-	CnameOwner    string `protobuf:"bytes,6,opt,name=cname_owner,json=cnameOwner,proto3" json:"cname_owner,omitempty"`
-	CnameTarget   string `protobuf:"bytes,7,opt,name=cname_target,json=cnameTarget,proto3" json:"cname_target,omitempty"`
+	// trailing dot. Empty for selectors of a brand's own key domains.
+	CnameOwner  string `protobuf:"bytes,6,opt,name=cname_owner,json=cnameOwner,proto3" json:"cname_owner,omitempty"`
+	CnameTarget string `protobuf:"bytes,7,opt,name=cname_target,json=cnameTarget,proto3" json:"cname_target,omitempty"`
+	// Where the selector's key is published, without a trailing dot.
+	OwnerName string `protobuf:"bytes,8,opt,name=owner_name,json=ownerName,proto3" json:"owner_name,omitempty"`
+	// What the service saw of the customer's CNAME. See Domain.conditions.
+	CnameCheck *Check `protobuf:"bytes,9,opt,name=cname_check,json=cnameCheck,proto3" json:"cname_check,omitempty"`
+	// What the service saw of the key's record at the zone's name servers.
+	RecordCheck   *Check `protobuf:"bytes,10,opt,name=record_check,json=recordCheck,proto3" json:"record_check,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_dkim_v1_resources_proto_msgTypes[4]
+	mi := &file_dkim_v1_resources_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +1033,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_resources_proto_msgTypes[4]
+	mi := &file_dkim_v1_resources_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +1046,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{4}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Selector) GetSelector() string {
@@ -714,6 +1098,27 @@ func (x *Selector) GetCnameTarget() string {
 	return ""
 }
 
+func (x *Selector) GetOwnerName() string {
+	if x != nil {
+		return x.OwnerName
+	}
+	return ""
+}
+
+func (x *Selector) GetCnameCheck() *Check {
+	if x != nil {
+		return x.CnameCheck
+	}
+	return nil
+}
+
+func (x *Selector) GetRecordCheck() *Check {
+	if x != nil {
+		return x.RecordCheck
+	}
+	return nil
+}
+
 // A key pair that lives in one selector for a time. Its private half is never
 // part of this message.
 type Key struct {
@@ -741,14 +1146,16 @@ type Key struct {
 	RetireTime   *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=retire_time,json=retireTime,proto3" json:"retire_time,omitempty"`
 	RevokeTime   *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
 	// See Domain.revision.
-	Revision      int64 `protobuf:"varint,16,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,16,opt,name=revision,proto3" json:"revision,omitempty"`
+	// It was revoked because others may hold its private half.
+	Compromised   bool `protobuf:"varint,17,opt,name=compromised,proto3" json:"compromised,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_dkim_v1_resources_proto_msgTypes[5]
+	mi := &file_dkim_v1_resources_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +1167,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_resources_proto_msgTypes[5]
+	mi := &file_dkim_v1_resources_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +1180,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{5}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Key) GetName() string {
@@ -888,11 +1295,18 @@ func (x *Key) GetRevision() int64 {
 	return 0
 }
 
+func (x *Key) GetCompromised() bool {
+	if x != nil {
+		return x.Compromised
+	}
+	return false
+}
+
 var File_dkim_v1_resources_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x17dkim/v1/resources.proto\x12\adkim.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x04\n" +
+	"\x17dkim/v1/resources.proto\x12\adkim.v1\x1a\x16dkim/v1/rotation.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x05\n" +
 	"\x04Zone\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12;\n" +
 	"\fname_servers\x18\x02 \x03(\v2\x13.dkim.v1.NameServerB\x03\xe0A\x02R\vnameServers\x12\x1d\n" +
@@ -907,12 +1321,13 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampB\x03\xe0A\x03R\n" +
 	"createTime\x12\x1f\n" +
 	"\brevision\x18\v \x01(\x03B\x03\xe0A\x03R\brevision\x12\x17\n" +
-	"\x04etag\x18\f \x01(\tB\x03\xe0A\x01R\x04etag:-\xeaA*\n" +
+	"\x04etag\x18\f \x01(\tB\x03\xe0A\x01R\x04etag\x12E\n" +
+	"\x0frotation_policy\x18\r \x01(\v2\x17.dkim.v1.RotationPolicyB\x03\xe0A\x01R\x0erotationPolicy:-\xeaA*\n" +
 	"\rdkimzone/Zone\x12\fzones/{zone}*\x05zones2\x04zone\"H\n" +
 	"\n" +
 	"NameServer\x12\x17\n" +
 	"\x04host\x18\x01 \x01(\tB\x03\xe0A\x02R\x04host\x12!\n" +
-	"\taddresses\x18\x02 \x03(\tB\x03\xe0A\x01R\taddresses\"\x85\x02\n" +
+	"\taddresses\x18\x02 \x03(\tB\x03\xe0A\x01R\taddresses\"\x88\x04\n" +
 	"\x05Brand\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12,\n" +
 	"\x04zone\x18\x02 \x01(\tB\x18\xe0A\x01\xe0A\x05\xfaA\x0f\n" +
@@ -920,8 +1335,14 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\fdisplay_name\x18\x03 \x01(\tB\x03\xe0A\x01R\vdisplayName\x12@\n" +
 	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x03\xe0A\x03R\n" +
 	"createTime\x12\x17\n" +
-	"\x04etag\x18\x05 \x01(\tB\x03\xe0A\x01R\x04etag:2\xeaA/\n" +
-	"\x0edkimzone/Brand\x12\x0ebrands/{brand}*\x06brands2\x05brand\"\x9a\x04\n" +
+	"\x04etag\x18\x05 \x01(\tB\x03\xe0A\x01R\x04etag\x12<\n" +
+	"\fsigning_mode\x18\x06 \x01(\x0e2\x14.dkim.v1.SigningModeB\x03\xe0A\x01R\vsigningMode\x12E\n" +
+	"\x0frotation_policy\x18\a \x01(\v2\x17.dkim.v1.RotationPolicyB\x03\xe0A\x01R\x0erotationPolicy\x12>\n" +
+	"\x0edefault_domain\x18\b \x01(\tB\x17\xe0A\x03\xfaA\x11\n" +
+	"\x0fdkimzone/DomainR\rdefaultDomain\x12<\n" +
+	"\rshared_domain\x18\t \x01(\tB\x17\xe0A\x03\xfaA\x11\n" +
+	"\x0fdkimzone/DomainR\fsharedDomain:2\xeaA/\n" +
+	"\x0edkimzone/Brand\x12\x0ebrands/{brand}*\x06brands2\x05brand\"\xbd\b\n" +
 	"\x06Domain\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12*\n" +
 	"\x0eunicode_domain\x18\x02 \x01(\tB\x03\xe0A\x03R\runicodeDomain\x12)\n" +
@@ -938,8 +1359,29 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"deleteTime\x12\x1f\n" +
 	"\brevision\x18\t \x01(\x03B\x03\xe0A\x03R\brevision\x12\x17\n" +
 	"\x04etag\x18\n" +
-	" \x01(\tB\x03\xe0A\x03R\x04etag:F\xeaAC\n" +
-	"\x0fdkimzone/Domain\x12\x1fbrands/{brand}/domains/{domain}*\adomains2\x06domain\"\xc4\x02\n" +
+	" \x01(\tB\x03\xe0A\x01R\x04etag\x12,\n" +
+	"\x04kind\x18\v \x01(\x0e2\x13.dkim.v1.DomainKindB\x03\xe0A\x03R\x04kind\x12E\n" +
+	"\x0frotation_policy\x18\f \x01(\v2\x17.dkim.v1.RotationPolicyB\x03\xe0A\x01R\x0erotationPolicy\x12X\n" +
+	"\x19effective_rotation_policy\x18\r \x01(\v2\x17.dkim.v1.RotationPolicyB\x03\xe0A\x03R\x17effectiveRotationPolicy\x127\n" +
+	"\n" +
+	"conditions\x18\x0e \x03(\v2\x12.dkim.v1.ConditionB\x03\xe0A\x03R\n" +
+	"conditions\x12M\n" +
+	"\x12next_rotation_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampB\x03\xe0A\x03R\x10nextRotationTime\x12G\n" +
+	"\x0fnext_check_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampB\x03\xe0A\x03R\rnextCheckTime\x12S\n" +
+	"\x15rotation_request_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampB\x03\xe0A\x03R\x13rotationRequestTime\x12,\n" +
+	"\x0fdangling_cnames\x18\x12 \x03(\tB\x03\xe0A\x03R\x0edanglingCnames:F\xeaAC\n" +
+	"\x0fdkimzone/Domain\x12\x1fbrands/{brand}/domains/{domain}*\adomains2\x06domain\"\xea\x02\n" +
+	"\tCondition\x12\x17\n" +
+	"\x04type\x18\x01 \x01(\tB\x03\xe0A\x03R\x04type\x126\n" +
+	"\x06status\x18\x02 \x01(\x0e2\x19.dkim.v1.Condition.StatusB\x03\xe0A\x03R\x06status\x12\x1b\n" +
+	"\x06reason\x18\x03 \x01(\tB\x03\xe0A\x03R\x06reason\x12\x1d\n" +
+	"\amessage\x18\x04 \x01(\tB\x03\xe0A\x03R\amessage\x12Q\n" +
+	"\x14last_transition_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x03\xe0A\x03R\x12lastTransitionTime\x128\n" +
+	"\talgorithm\x18\x06 \x01(\x0e2\x15.dkim.v1.KeyAlgorithmB\x03\xe0A\x03R\talgorithm\"C\n" +
+	"\x06Status\x12\x16\n" +
+	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vSTATUS_TRUE\x10\x01\x12\x10\n" +
+	"\fSTATUS_FALSE\x10\x02\"\xd6\x03\n" +
 	"\bSelector\x12\x1f\n" +
 	"\bselector\x18\x01 \x01(\tB\x03\xe0A\x03R\bselector\x128\n" +
 	"\talgorithm\x18\x02 \x01(\x0e2\x15.dkim.v1.KeyAlgorithmB\x03\xe0A\x03R\talgorithm\x12&\n" +
@@ -949,7 +1391,13 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\acustody\x18\x05 \x01(\x0e2\x13.dkim.v1.KeyCustodyB\x03\xe0A\x03R\acustody\x12$\n" +
 	"\vcname_owner\x18\x06 \x01(\tB\x03\xe0A\x03R\n" +
 	"cnameOwner\x12&\n" +
-	"\fcname_target\x18\a \x01(\tB\x03\xe0A\x03R\vcnameTarget\"\xa5\x06\n" +
+	"\fcname_target\x18\a \x01(\tB\x03\xe0A\x03R\vcnameTarget\x12\"\n" +
+	"\n" +
+	"owner_name\x18\b \x01(\tB\x03\xe0A\x03R\townerName\x124\n" +
+	"\vcname_check\x18\t \x01(\v2\x0e.dkim.v1.CheckB\x03\xe0A\x03R\n" +
+	"cnameCheck\x126\n" +
+	"\frecord_check\x18\n" +
+	" \x01(\v2\x0e.dkim.v1.CheckB\x03\xe0A\x03R\vrecordCheck\"\xcc\x06\n" +
 	"\x03Key\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12\x1f\n" +
 	"\bselector\x18\x02 \x01(\tB\x03\xe0A\x03R\bselector\x128\n" +
@@ -972,8 +1420,14 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"retireTime\x12@\n" +
 	"\vrevoke_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampB\x03\xe0A\x03R\n" +
 	"revokeTime\x12\x1f\n" +
-	"\brevision\x18\x10 \x01(\x03B\x03\xe0A\x03R\brevision:H\xeaAE\n" +
-	"\fdkimzone/Key\x12*brands/{brand}/domains/{domain}/keys/{key}*\x04keys2\x03key*\x9c\x01\n" +
+	"\brevision\x18\x10 \x01(\x03B\x03\xe0A\x03R\brevision\x12%\n" +
+	"\vcompromised\x18\x11 \x01(\bB\x03\xe0A\x03R\vcompromised:H\xeaAE\n" +
+	"\fdkimzone/Key\x12*brands/{brand}/domains/{domain}/keys/{key}*\x04keys2\x03key*\x87\x01\n" +
+	"\vSigningMode\x12\x1c\n" +
+	"\x18SIGNING_MODE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17SIGNING_MODE_PER_DOMAIN\x10\x01\x12\x1e\n" +
+	"\x1aSIGNING_MODE_BRAND_DEFAULT\x10\x02\x12\x1d\n" +
+	"\x19SIGNING_MODE_BRAND_SHARED\x10\x03*\x9c\x01\n" +
 	"\fKeyAlgorithm\x12\x1d\n" +
 	"\x19KEY_ALGORITHM_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16KEY_ALGORITHM_RSA_2048\x10\x01\x12\x1a\n" +
@@ -992,7 +1446,13 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\x17KEY_CUSTODY_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13KEY_CUSTODY_SERVICE\x10\x01\x12\x16\n" +
 	"\x12KEY_CUSTODY_SIGNER\x10\x02\x12\x1b\n" +
-	"\x17KEY_CUSTODY_PUBLIC_ONLY\x10\x03B1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
+	"\x17KEY_CUSTODY_PUBLIC_ONLY\x10\x03*\x80\x01\n" +
+	"\n" +
+	"DomainKind\x12\x1b\n" +
+	"\x17DOMAIN_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14DOMAIN_KIND_CUSTOMER\x10\x01\x12\x1d\n" +
+	"\x19DOMAIN_KIND_BRAND_DEFAULT\x10\x02\x12\x1c\n" +
+	"\x18DOMAIN_KIND_BRAND_SHARED\x10\x03B1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
 
 var (
 	file_dkim_v1_resources_proto_rawDescOnce sync.Once
@@ -1006,43 +1466,64 @@ func file_dkim_v1_resources_proto_rawDescGZIP() []byte {
 	return file_dkim_v1_resources_proto_rawDescData
 }
 
-var file_dkim_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_dkim_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_dkim_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_dkim_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_dkim_v1_resources_proto_goTypes = []any{
-	(KeyAlgorithm)(0),             // 0: dkim.v1.KeyAlgorithm
-	(KeyState)(0),                 // 1: dkim.v1.KeyState
-	(KeyCustody)(0),               // 2: dkim.v1.KeyCustody
-	(*Zone)(nil),                  // 3: dkim.v1.Zone
-	(*NameServer)(nil),            // 4: dkim.v1.NameServer
-	(*Brand)(nil),                 // 5: dkim.v1.Brand
-	(*Domain)(nil),                // 6: dkim.v1.Domain
-	(*Selector)(nil),              // 7: dkim.v1.Selector
-	(*Key)(nil),                   // 8: dkim.v1.Key
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(SigningMode)(0),              // 0: dkim.v1.SigningMode
+	(KeyAlgorithm)(0),             // 1: dkim.v1.KeyAlgorithm
+	(KeyState)(0),                 // 2: dkim.v1.KeyState
+	(KeyCustody)(0),               // 3: dkim.v1.KeyCustody
+	(DomainKind)(0),               // 4: dkim.v1.DomainKind
+	(Condition_Status)(0),         // 5: dkim.v1.Condition.Status
+	(*Zone)(nil),                  // 6: dkim.v1.Zone
+	(*NameServer)(nil),            // 7: dkim.v1.NameServer
+	(*Brand)(nil),                 // 8: dkim.v1.Brand
+	(*Domain)(nil),                // 9: dkim.v1.Domain
+	(*Condition)(nil),             // 10: dkim.v1.Condition
+	(*Selector)(nil),              // 11: dkim.v1.Selector
+	(*Key)(nil),                   // 12: dkim.v1.Key
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*RotationPolicy)(nil),        // 14: dkim.v1.RotationPolicy
+	(*Check)(nil),                 // 15: dkim.v1.Check
 }
 var file_dkim_v1_resources_proto_depIdxs = []int32{
-	4,  // 0: dkim.v1.Zone.name_servers:type_name -> dkim.v1.NameServer
-	9,  // 1: dkim.v1.Zone.create_time:type_name -> google.protobuf.Timestamp
-	9,  // 2: dkim.v1.Brand.create_time:type_name -> google.protobuf.Timestamp
-	7,  // 3: dkim.v1.Domain.selectors:type_name -> dkim.v1.Selector
-	9,  // 4: dkim.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
-	9,  // 5: dkim.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
-	9,  // 6: dkim.v1.Domain.delete_time:type_name -> google.protobuf.Timestamp
-	0,  // 7: dkim.v1.Selector.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	1,  // 8: dkim.v1.Selector.key_state:type_name -> dkim.v1.KeyState
-	2,  // 9: dkim.v1.Selector.custody:type_name -> dkim.v1.KeyCustody
-	0,  // 10: dkim.v1.Key.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	1,  // 11: dkim.v1.Key.state:type_name -> dkim.v1.KeyState
-	2,  // 12: dkim.v1.Key.custody:type_name -> dkim.v1.KeyCustody
-	9,  // 13: dkim.v1.Key.prepare_time:type_name -> google.protobuf.Timestamp
-	9,  // 14: dkim.v1.Key.activate_time:type_name -> google.protobuf.Timestamp
-	9,  // 15: dkim.v1.Key.retire_time:type_name -> google.protobuf.Timestamp
-	9,  // 16: dkim.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	7,  // 0: dkim.v1.Zone.name_servers:type_name -> dkim.v1.NameServer
+	13, // 1: dkim.v1.Zone.create_time:type_name -> google.protobuf.Timestamp
+	14, // 2: dkim.v1.Zone.rotation_policy:type_name -> dkim.v1.RotationPolicy
+	13, // 3: dkim.v1.Brand.create_time:type_name -> google.protobuf.Timestamp
+	0,  // 4: dkim.v1.Brand.signing_mode:type_name -> dkim.v1.SigningMode
+	14, // 5: dkim.v1.Brand.rotation_policy:type_name -> dkim.v1.RotationPolicy
+	11, // 6: dkim.v1.Domain.selectors:type_name -> dkim.v1.Selector
+	13, // 7: dkim.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
+	13, // 8: dkim.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
+	13, // 9: dkim.v1.Domain.delete_time:type_name -> google.protobuf.Timestamp
+	4,  // 10: dkim.v1.Domain.kind:type_name -> dkim.v1.DomainKind
+	14, // 11: dkim.v1.Domain.rotation_policy:type_name -> dkim.v1.RotationPolicy
+	14, // 12: dkim.v1.Domain.effective_rotation_policy:type_name -> dkim.v1.RotationPolicy
+	10, // 13: dkim.v1.Domain.conditions:type_name -> dkim.v1.Condition
+	13, // 14: dkim.v1.Domain.next_rotation_time:type_name -> google.protobuf.Timestamp
+	13, // 15: dkim.v1.Domain.next_check_time:type_name -> google.protobuf.Timestamp
+	13, // 16: dkim.v1.Domain.rotation_request_time:type_name -> google.protobuf.Timestamp
+	5,  // 17: dkim.v1.Condition.status:type_name -> dkim.v1.Condition.Status
+	13, // 18: dkim.v1.Condition.last_transition_time:type_name -> google.protobuf.Timestamp
+	1,  // 19: dkim.v1.Condition.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	1,  // 20: dkim.v1.Selector.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	2,  // 21: dkim.v1.Selector.key_state:type_name -> dkim.v1.KeyState
+	3,  // 22: dkim.v1.Selector.custody:type_name -> dkim.v1.KeyCustody
+	15, // 23: dkim.v1.Selector.cname_check:type_name -> dkim.v1.Check
+	15, // 24: dkim.v1.Selector.record_check:type_name -> dkim.v1.Check
+	1,  // 25: dkim.v1.Key.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	2,  // 26: dkim.v1.Key.state:type_name -> dkim.v1.KeyState
+	3,  // 27: dkim.v1.Key.custody:type_name -> dkim.v1.KeyCustody
+	13, // 28: dkim.v1.Key.prepare_time:type_name -> google.protobuf.Timestamp
+	13, // 29: dkim.v1.Key.activate_time:type_name -> google.protobuf.Timestamp
+	13, // 30: dkim.v1.Key.retire_time:type_name -> google.protobuf.Timestamp
+	13, // 31: dkim.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_dkim_v1_resources_proto_init() }
@@ -1050,13 +1531,14 @@ func file_dkim_v1_resources_proto_init() {
 	if File_dkim_v1_resources_proto != nil {
 		return
 	}
+	file_dkim_v1_rotation_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dkim_v1_resources_proto_rawDesc), len(file_dkim_v1_resources_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   6,
+			NumEnums:      6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
