@@ -87,22 +87,20 @@ type backend struct {
 	pool   *keygen.Pool
 	keeper io.Closer // of the key-encryption key
 	sealer *checkedSealer
+	mint   *mint.Mint
+	prober *prober.Prober
 	api    *service.Service
 }
 
 // newBackend opens the key-encryption key, makes sure that it is the one that
 // the stored data keys were wrapped with, later if etcd does not answer now, and
 // starts to generate keys.
-func newBackend(ctx context.Context, client keystore.Client, kekURL string, logger *slog.Logger) (*backend, error) {
-	dns, err := prober.New(prober.Config{})
-	if err != nil {
-		return nil, err
-	}
+func newBackend(ctx context.Context, client keystore.Client, kekURL string, p *prober.Prober, logger *slog.Logger) (*backend, error) {
 	keeper, err := envelope.OpenKeeper(ctx, kekURL)
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{store: keystore.New(client, storeTimeout), keeper: keeper}
+	b := &backend{store: keystore.New(client, storeTimeout), keeper: keeper, prober: p}
 	b.sealer = &checkedSealer{sealer: envelope.NewSealer(keeper, b.store), store: b.store}
 	if err := b.sealer.check(ctx); err != nil && !errors.Is(err, keystore.ErrUnavailable) {
 		_ = b.keeper.Close() // it holds no resource that matters any more
@@ -110,7 +108,8 @@ func newBackend(ctx context.Context, client keystore.Client, kekURL string, logg
 	}
 	b.pool = keygen.New(keygen.Options{Stock: stock(), Logger: logger})
 	pools.add(b.pool)
-	b.api = service.New(b.store, mint.New(b.pool, b.sealer), dns, time.Now, logger)
+	b.mint = mint.New(b.pool, b.sealer)
+	b.api = service.New(b.store, b.mint, b.prober, time.Now, logger)
 	return b, nil
 }
 

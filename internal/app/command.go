@@ -79,6 +79,7 @@ admin certificates (<data-dir>/pki), and the client configuration
 	f.StringVar(&o.Zone, "zone", "keys.example.net", "hosting `zone`, created on the first start; further ones with `dkimctl zone create`")
 	f.StringVar(&o.DNS, "dns-listen", "127.0.0.1:1053", "`address` of the name server, UDP and TCP")
 	listenFlags(f, &o.Listen)
+	o.Checks.add(f)
 	logs.add(f)
 	return cmd
 }
@@ -119,6 +120,7 @@ by CoreDNS nodes with the dkim plugin.`,
 	f.StringVar(&o.KeyFile, "tls-key", "", "`file` with its private key")
 	f.StringVar(&o.KEK, "kek-url", "", "`URL` of the key-encryption key: file:///path, made by `dkimd pki kek`")
 	listenFlags(f, &o.Listen)
+	o.Checks.add(f)
 	logs.add(f)
 	return cmd
 }

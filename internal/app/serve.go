@@ -5,7 +5,9 @@ import (
 	"log/slog"
 
 	"github.com/dkimzone/dkimzone/internal/etcdclient"
+	"github.com/dkimzone/dkimzone/internal/leader"
 	"github.com/dkimzone/dkimzone/internal/pki"
+	"github.com/dkimzone/dkimzone/internal/schema"
 )
 
 // Serve says how to run dkimd beside an etcd cluster. Run two or more: they
@@ -15,6 +17,7 @@ type Serve struct {
 	CAFile, CertFile, KeyFile string // of the gRPC and HTTPS listeners
 	KEK                       string // URL of the key-encryption key
 	Listen
+	Checks Checks
 	Logger *slog.Logger
 	// Started, if not nil, is called with the bound addresses once all serve.
 	Started func(Addresses)
@@ -24,6 +27,10 @@ type Serve struct {
 // is ready once etcd is there.
 func (o Serve) Run(ctx context.Context) error {
 	tlsConfig, err := pki.ServerTLS(o.CAFile, o.CertFile, o.KeyFile, o.Logger)
+	if err != nil {
+		return err
+	}
+	dns, err := o.Checks.prober(nil)
 	if err != nil {
 		return err
 	}
@@ -37,7 +44,7 @@ func (o Serve) Run(ctx context.Context) error {
 		return err
 	}
 	defer bound.close()
-	backend, err := newBackend(ctx, client, o.KEK, o.Logger)
+	backend, err := newBackend(ctx, client, o.KEK, dns, o.Logger)
 	if err != nil {
 		return err
 	}
@@ -49,5 +56,6 @@ func (o Serve) Run(ctx context.Context) error {
 	if o.Started != nil {
 		o.Started(a)
 	}
+	defer backend.startRotation(ctx, leader.NewCandidate(client, schema.LeaderPrefix(), candidate(), leaseTTL), o.Logger)()
 	return srv.run(ctx)
 }

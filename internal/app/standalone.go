@@ -22,8 +22,11 @@ import (
 	"github.com/dkimzone/dkimzone/internal/embedetcd"
 	"github.com/dkimzone/dkimzone/internal/envelope"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/leader"
 	"github.com/dkimzone/dkimzone/internal/pki"
+	"github.com/dkimzone/dkimzone/internal/prober"
 	"github.com/dkimzone/dkimzone/internal/replica"
+	"github.com/dkimzone/dkimzone/internal/schema"
 	"github.com/dkimzone/dkimzone/internal/service"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
@@ -34,6 +37,7 @@ type Standalone struct {
 	Zone    string // created on the first start
 	DNS     string // address of the name server, UDP and TCP
 	Listen
+	Checks Checks
 	Logger *slog.Logger
 	// Out gets the few lines that tell a person how to go on.
 	Out io.Writer
@@ -83,7 +87,11 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	backend, err := newBackend(ctx, etcd.Client(), kek, o.Logger)
+	dns, err := o.ownProber()
+	if err != nil {
+		return err
+	}
+	backend, err := newBackend(ctx, etcd.Client(), kek, dns, o.Logger)
 	if err != nil {
 		return err
 	}
@@ -132,6 +140,8 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	if o.Started != nil {
 		o.Started(addresses)
 	}
+	candidate := leader.NewCandidate(etcd.Client(), schema.LeaderPrefix(), candidate(), leaseTTL)
+	defer backend.startRotation(ctx, candidate, o.Logger)()
 	if err := srv.run(ctx); err != nil {
 		return err
 	}
@@ -139,6 +149,16 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 		return cause
 	}
 	return nil
+}
+
+// ownProber asks this process's name server, whose port need not be 53, where a
+// zone names its address.
+func (o Standalone) ownProber() (*prober.Prober, error) {
+	own, err := netip.ParseAddrPort(askable(o.DNS))
+	if err != nil {
+		return nil, fmt.Errorf("--dns-listen: %w; give an IP address, it becomes the address of the zone's name server", err)
+	}
+	return o.Checks.prober(map[string]netip.AddrPort{own.Addr().String(): own})
 }
 
 // ensureZone creates the zone on the first start, with one name server: this

@@ -31,6 +31,23 @@ type Term struct {
 	session *concurrency.Session
 }
 
+// Candidate stands in elections, one after the other.
+type Candidate struct {
+	client     *clientv3.Client
+	prefix, id string
+	ttl        time.Duration
+}
+
+// NewCandidate returns a Candidate whose campaigns are as those of [Campaign].
+func NewCandidate(client *clientv3.Client, prefix, id string, ttl time.Duration) *Candidate {
+	return &Candidate{client, prefix, id, ttl}
+}
+
+// Campaign stands in the next election.
+func (c *Candidate) Campaign(ctx context.Context) (*Term, error) {
+	return Campaign(ctx, c.client, c.prefix, c.id, c.ttl)
+}
+
 // Campaign waits until the candidate leads and returns its term. prefix names
 // the election, id the candidate, for whoever looks into etcd. ttl, of at least
 // a second, is for how long a leader that is gone without a word is waited for.
