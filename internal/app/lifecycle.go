@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -48,9 +49,7 @@ func (c *Checks) prober(own map[string]netip.AddrPort) (*prober.Prober, error) {
 		Resolver: c.Resolver, PrivateAddresses: c.PrivateAddresses,
 		Stubs: make(map[string][]netip.AddrPort), NameServers: make(map[string]netip.AddrPort),
 	}
-	for host, addr := range own {
-		cfg.NameServers[host] = addr
-	}
+	maps.Copy(cfg.NameServers, own)
 	for _, s := range c.Stubs {
 		zone, addr, err := parsePair(s)
 		if err != nil {
