@@ -19,6 +19,7 @@ PART ?= etcd,list,fanout,storm,resync,served,transfer,start,export
 QUERIES ?= 100000
 SEED ?= 1
 DOMAINS ?= 100000
+ROTATIONS ?= 30
 
 TOOLS := bin/tools
 TOOL_benchstat := golang.org/x/perf/cmd/benchstat
@@ -50,10 +51,10 @@ race: ## run all tests under the race detector
 e2e: ## run the end-to-end tests only: separate processes on loopback
 	go test -count=1 -v ./test/...
 
-interop: ## compare our replies with those of other name servers, have them as secondaries, validate signed answers, and judge CNAMEs that they serve; Debian, installs them as root
+interop: ## compare our replies with those of other name servers, have them as secondaries, validate signed answers, judge CNAMEs that they serve, and rotate keys while mail goes through unbound; Debian, installs them as root
 	go run ./test/interop/differential -queries $(QUERIES) -seed $(SEED)
-	@for p in named knotd nsd delv unbound-host; do command -v $$p >/dev/null || { apt-get install -y bind9 bind9-dnsutils knot nsd unbound-host; break; }; done
-	go test -tags interop -count=1 -v ./test/interop
+	@for p in named knotd nsd delv unbound unbound-host; do command -v $$p >/dev/null || { apt-get install -y bind9 bind9-dnsutils knot nsd unbound unbound-host; break; }; done
+	go test -tags interop -count=1 -timeout 1h -v ./test/interop -rotations $(ROTATIONS)
 
 robustness: ## take etcd, network, disk and clients away from DNS nodes, each for FAULT (30s)
 	go test -count=1 -timeout 2h -v ./test/robustness -fault $(FAULT)

@@ -1,0 +1,361 @@
+//go:build interop
+
+package interop_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/envelope"
+	"github.com/dkimzone/dkimzone/internal/keypair"
+	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/test/harness"
+)
+
+const callLimit = 5 * time.Second
+
+// lifeSite is what TestLife runs: etcd, two dkimd, two DNS nodes, a Knot with the
+// customers' zones, and an unbound that receivers ask.
+type lifeSite struct {
+	etcd      *harness.Cluster
+	dkimd     []*dkimd
+	customers string // Knot
+	resolver  string // unbound
+	keys      *privateKeys
+}
+
+// dkimd is a dkimd serve with clients of it.
+type dkimd struct {
+	*harness.Process // of the last start
+	name, metrics    string
+	args             []string
+	admin            dkimv1.KeyManagementClient
+	signer           dkimv1.SignerClient
+}
+
+func (d *dkimd) start(t *testing.T) {
+	t.Helper()
+	d.Process = harness.Start(t, d.name, harness.Dkimd, nil, d.args...)
+}
+
+// leads reports whether it says that it leads the rotation.
+func (d *dkimd) leads(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.metrics+"/metrics", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return err == nil && strings.Contains(string(body), "\ndkimd_controller_leading 1\n")
+}
+
+func newLifeSite(t *testing.T, zones []string) *lifeSite {
+	t.Helper()
+	pki := harness.NewPKI(t)
+	s := &lifeSite{etcd: harness.StartCluster(t, pki), customers: harness.Addr(t), resolver: harness.Addr(t)}
+	nodes := map[string]string{"ns1." + zone: harness.Addr(t), "ns2." + zone: harness.Addr(t)}
+	kek := pki.KEK(t)
+	for i := range 2 {
+		s.newDkimd(t, fmt.Sprintf("dkimd%d", i+1), kek, nodes, zones)
+	}
+	startCustomers(t, s.customers, zones)
+	startResolver(t, s.resolver, s.customers, zones, nodes)
+
+	keeper, err := envelope.OpenKeeper(t.Context(), kek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = keeper.Close() })
+	store := keystore.New(s.etcd.Client(t, "dkimd"), callLimit)
+	s.keys = &privateKeys{store: store, sealer: envelope.NewSealer(keeper, store), known: make(map[string]crypto.Signer)}
+
+	z := &dkimv1.Zone{
+		RecordTtlSeconds: 60, NegativeTtlSeconds: 30,
+		RotationPolicy: &dkimv1.RotationPolicy{
+			Interval: durationpb.New(time.Minute), Drain: durationpb.New(lifeDrain), Gap: durationpb.New(time.Second),
+			PublishLead: durationpb.New(0), CheckInterval: durationpb.New(lifeCheck),
+		},
+	}
+	for host := range nodes {
+		z.NameServers = append(z.NameServers, &dkimv1.NameServer{Host: host, Addresses: []string{harness.Host()}})
+	}
+	harness.Eventually(t, limit, "the zone is created", func() error {
+		return s.call(t.Context(), func(ctx context.Context, d *dkimd) error {
+			_, err := d.admin.CreateZone(ctx, &dkimv1.CreateZoneRequest{ZoneId: zone, Zone: z})
+			return err
+		})
+	})
+	s.startNodes(t, nodes)
+	return s
+}
+
+func (s *lifeSite) newDkimd(t *testing.T, name, kek string, nodes map[string]string, zones []string) {
+	t.Helper()
+	pki := s.etcd.PKI
+	server, user := pki.Server(t, name, harness.Host()), pki.Client(t, "dkimd", "etcd")
+	addr := harness.Addr(t)
+	d := &dkimd{name: name, metrics: harness.Addr(t)}
+	d.args = []string{
+		"serve", "--etcd-endpoint", strings.Join(s.etcd.Endpoints(), ","),
+		"--etcd-ca", user.CA, "--etcd-cert", user.Cert, "--etcd-key", user.Key,
+		"--tls-ca", server.CA, "--tls-cert", server.Cert, "--tls-key", server.Key, "--kek-url", kek,
+		"--grpc-listen", addr, "--http-listen", harness.Addr(t), "--metrics-listen", d.metrics,
+	}
+	for host, at := range nodes {
+		d.args = append(d.args, "--check-name-server", host+"="+at)
+	}
+	for _, z := range zones {
+		d.args = append(d.args, "--check-stub", z+"="+s.customers)
+	}
+	d.admin = dkimv1.NewKeyManagementClient(dialLife(t, addr, pki.Client(t, "alice", "admin")))
+	d.signer = dkimv1.NewSignerClient(dialLife(t, addr, pki.Client(t, "mx", "signer")))
+	d.start(t)
+	s.dkimd = append(s.dkimd, d)
+}
+
+// dialLife connects with a certificate, and again soon after the server was away.
+func dialLife(t *testing.T, addr string, c harness.Cert) *grpc.ClientConn {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(c.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	conn, err := grpc.NewClient(addr,
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS13})),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, MaxDelay: time.Second}, MinConnectTimeout: callLimit}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// call asks one dkimd after the other until one answers.
+func (s *lifeSite) call(ctx context.Context, do func(context.Context, *dkimd) error) error {
+	var all error
+	for _, d := range s.dkimd {
+		callCtx, cancel := context.WithTimeout(ctx, callLimit)
+		err := do(callCtx, d)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		all = errors.Join(all, fmt.Errorf("%s: %w", d.name, err))
+	}
+	return all
+}
+
+// startNodes starts the zone's name servers, given as host name and address.
+func (s *lifeSite) startNodes(t *testing.T, nodes map[string]string) {
+	t.Helper()
+	cert := s.etcd.PKI.Client(t, "dns", "etcd")
+	for name, addr := range nodes {
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		harness.Start(t, name, harness.CoreDNS, nil, "-conf", write(t, filepath.Join(dir, "Corefile"), fmt.Sprintf(`%s:%s {
+    bind %s
+    dkim {
+        endpoint %s
+        tls %s %s %s
+        data_dir %s
+    }
+    errors
+}
+`, zone, port, host, strings.Join(s.etcd.Endpoints(), " "), cert.Cert, cert.Key, cert.CA, dir)))
+		n := &server{name: name, addr: addr}
+		harness.Eventually(t, limit, name+" serves the zone", func() error { _, err := n.soa(t.Context()); return err })
+	}
+}
+
+// startCustomers starts a Knot with empty zones that may be changed by DNS UPDATE.
+func startCustomers(t *testing.T, addr string, zones []string) {
+	t.Helper()
+	dir := t.TempDir()
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config strings.Builder
+	fmt.Fprintf(&config, `server:
+    listen: %[2]s@%[3]s
+    rundir: %[1]s
+    user: root
+database:
+    storage: %[1]s
+acl:
+  - id: local
+    address: 127.0.0.0/8
+    action: update
+zone:
+`, dir, host, port)
+	for _, z := range zones {
+		file := write(t, filepath.Join(dir, z), "$ORIGIN "+z+".\n"+cnameSOA)
+		fmt.Fprintf(&config, "  - domain: %s\n    file: %s\n    zonefile-sync: -1\n    acl: local\n", z, file)
+	}
+	start(t, "/usr/sbin/knotd", "-c", write(t, filepath.Join(dir, "knotd.conf"), config.String()))
+	client := dns.Client{Timeout: time.Second}
+	for _, z := range zones {
+		harness.Eventually(t, limit, "Knot has "+z, func() error {
+			reply, _, err := client.ExchangeContext(t.Context(), new(dns.Msg).SetQuestion(dns.Fqdn(z), dns.TypeSOA), addr)
+			if err == nil && !reply.Authoritative {
+				err = fmt.Errorf("got %v", reply)
+			}
+			return err
+		})
+	}
+}
+
+// startResolver starts an unbound that knows where the customers' zones and ours
+// are served, and caches as it does by default.
+func startResolver(t *testing.T, addr, customers string, zones []string, nodes map[string]string) {
+	t.Helper()
+	dir := t.TempDir()
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(addr string) string { return "    stub-addr: " + strings.Replace(addr, ":", "@", 1) + "\n" }
+	var config strings.Builder
+	fmt.Fprintf(&config, `server:
+    interface: %s@%s
+    access-control: 127.0.0.0/8 allow
+    directory: "%s"
+    pidfile: "%s/unbound.pid"
+    chroot: ""
+    username: ""
+    use-syslog: no
+    do-daemonize: no
+    do-not-query-localhost: no
+remote-control:
+    control-enable: no
+`, host, port, dir, dir)
+	for _, z := range zones {
+		config.WriteString("stub-zone:\n    name: " + z + "\n" + at(customers))
+	}
+	config.WriteString("stub-zone:\n    name: " + zone + "\n")
+	for _, addr := range nodes {
+		config.WriteString(at(addr))
+	}
+	start(t, "/usr/sbin/unbound", "-d", "-c", write(t, filepath.Join(dir, "unbound.conf"), config.String()))
+	harness.Eventually(t, limit, "unbound answers", func() error {
+		_, _, err := (&dns.Client{Timeout: time.Second}).ExchangeContext(t.Context(), new(dns.Msg).SetQuestion(zones[0]+".", dns.TypeSOA), addr)
+		return err
+	})
+}
+
+// setCNAME makes a customer add a CNAME, or remove it if the target is empty.
+func (s *lifeSite) setCNAME(t *testing.T, customer, owner, target string) {
+	t.Helper()
+	m := new(dns.Msg).SetUpdate(customer + ".")
+	header := dns.RR_Header{Name: owner + ".", Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: 300}
+	if target == "" {
+		m.RemoveRRset([]dns.RR{&dns.CNAME{Hdr: header}})
+	} else {
+		m.Insert([]dns.RR{&dns.CNAME{Hdr: header, Target: target + "."}})
+	}
+	reply, _, err := (&dns.Client{Timeout: callLimit}).ExchangeContext(t.Context(), m, s.customers)
+	if err != nil || reply.Rcode != dns.RcodeSuccess {
+		t.Fatalf("change %s: %v, %v", owner, err, reply)
+	}
+}
+
+// privateKeys reads private keys as dkimd stores them. It is safe for concurrent use.
+type privateKeys struct {
+	store  *keystore.Store
+	sealer *envelope.Sealer
+
+	mu    sync.Mutex
+	known map[string]crypto.Signer
+}
+
+// get returns the private key of a key's resource name.
+func (p *privateKeys) get(ctx context.Context, name string) (crypto.Signer, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if k, ok := p.known[name]; ok {
+		return k, nil
+	}
+	parts := strings.Split(name, "/") // brands/B/domains/D/keys/K
+	if len(parts) != 6 {
+		return nil, fmt.Errorf("%q is no key", name)
+	}
+	sealed, err := p.store.SealedKey(ctx, parts[1], dnsname.Domain(parts[3]), parts[5])
+	if err != nil {
+		return nil, err
+	}
+	plain, err := p.sealer.Open(ctx, parts[1], name, sealed)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := keypair.Unmarshal(plain)
+	if err != nil {
+		return nil, err
+	}
+	p.known[name] = pair.Signer()
+	return p.known[name], nil
+}
+
+// lookup asks unbound, as a receiver does.
+func (s *lifeSite) lookup(ctx context.Context, name string) ([]string, error) {
+	var reply *dns.Msg
+	var err error
+	for range 3 { // receivers try again when there is no answer
+		q := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeTXT).SetEdns0(4096, false)
+		reply, _, err = (&dns.Client{Timeout: callLimit, UDPSize: 4096}).ExchangeContext(ctx, q, s.resolver)
+		if err == nil && reply.Rcode != dns.RcodeServerFailure {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if reply.Rcode != dns.RcodeSuccess {
+		return nil, fmt.Errorf("%s: %s", name, dns.RcodeToString[reply.Rcode])
+	}
+	var all []string
+	for _, rr := range reply.Answer {
+		if txt, ok := rr.(*dns.TXT); ok {
+			all = append(all, strings.Join(txt.Txt, ""))
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s has no TXT record: %v", name, reply.Answer)
+	}
+	return all, nil
+}
