@@ -50,11 +50,12 @@ func (b breakage) excuses(signed, verified time.Time) bool {
 
 // tally counts messages.
 type tally struct {
-	own, fallback, unsigned int
-	verified                int // twice for each message that is signed
-	lost                    int // by the customer's doing
-	failed                  int
-	keys                    map[string]bool
+	unsigned      int // before the first key was proven
+	own, fallback int
+	verified      int // twice for each message that is signed
+	lost          int // by the customer's doing
+	failed        int
+	keys          map[string]bool
 }
 
 // post is all mail servers, and all receivers.
@@ -103,7 +104,9 @@ func (m *mailbox) run(ctx context.Context) {
 		keys := m.keys(ctx)
 		if len(keys.GetKeys()) == 0 {
 			m.mu.Lock()
-			m.tally.unsigned++
+			if m.tally.unsigned++; m.tally.own+m.tally.fallback > 0 {
+				m.post.t.Errorf("%s: nothing to sign with any more: %v", m.domain, keys)
+			}
 			m.mu.Unlock()
 			continue
 		}
