@@ -92,7 +92,9 @@ func domainCells(d *dkimv1.Domain) []string {
 			used = append(used, a)
 		}
 		selectors = append(selectors, selectorText(s))
-		targets = "SELECTOR" + strings.TrimPrefix(s.GetCnameTarget(), s.GetSelector())
+		if to := s.GetCnameTarget(); to != "" { // a brand's own domains have none
+			targets = "SELECTOR" + strings.TrimPrefix(to, s.GetSelector())
+		}
 	}
 	return []string{brandOf(d.GetName()), lastPart(d.GetName()), strings.Join(used, ","), strings.Join(selectors, ","), targets}
 }
