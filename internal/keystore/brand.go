@@ -91,17 +91,22 @@ func (s *Store) Brands(ctx context.Context, after string, limit int) (brands []B
 	return brands, more, nil
 }
 
-// UpdateBrand replaces a brand, if it is still the one b was read as. It
-// returns ErrBrandNotFound and ErrConflict.
+// UpdateBrand replaces a brand, if it is still the one b was read as. If b does
+// not disclose its keys, those that are retained for it are deleted in the same
+// transaction. It returns ErrBrandNotFound and ErrConflict.
 func (s *Store) UpdateBrand(ctx context.Context, b Brand) (Brand, error) {
 	value, err := b.marshal()
 	if err != nil {
 		return Brand{}, err
 	}
 	key := schema.BrandKey(b.Name)
+	ops := []clientv3.Op{clientv3.OpPut(key, string(value))}
+	if !b.Disclosure.Enabled {
+		ops = append(ops, clientv3.OpDelete(schema.RetainedPrefix(b.Name), clientv3.WithPrefix()))
+	}
 	resp, err := s.txn(ctx,
 		[]clientv3.Cmp{unchanged(key, b.Revision)},
-		[]clientv3.Op{clientv3.OpPut(key, string(value))},
+		ops,
 		[]clientv3.Op{clientv3.OpGet(key)})
 	if err != nil {
 		return Brand{}, err

@@ -30,9 +30,11 @@ type Retained struct {
 	Selector    dnsname.Selector
 	Algorithm   keypair.Algorithm
 	Fingerprint [schema.FingerprintLen]byte
-	DestroyTime time.Time
-	Sealed      []byte // under the resource name that the key had
-	Revision    int64
+	// From when until when it signed; both zero if it never did.
+	ActivateTime, EndTime time.Time
+	DestroyTime           time.Time
+	Sealed                []byte // under the resource name that the key had
+	Revision              int64
 }
 
 // Disclosed is a private key that everybody may read.
@@ -40,7 +42,9 @@ type Disclosed struct {
 	KeyID        string
 	Selector     dnsname.Selector
 	Algorithm    keypair.Algorithm
-	PrivateKey   []byte // PKCS #8
+	PrivateKey   []byte    // PKCS #8
+	ActivateTime time.Time // see Retained
+	EndTime      time.Time
 	DestroyTime  time.Time
 	DiscloseTime time.Time
 }
@@ -63,7 +67,7 @@ func (s *Store) retain(ctx context.Context, c Change, d Domain) ([]clientv3.Op, 
 		}
 		value, err := proto.Marshal(&schemapb.RetainedKey{
 			Sealed: sealed, Selector: string(k.Selector), Algorithm: uint32(k.Algorithm), Fingerprint: k.Fingerprint[:],
-			DestroyTimeMicros: schema.Micros(d.UpdateTime),
+			DestroyTimeMicros: schema.Micros(d.UpdateTime), ActivateTimeMicros: schema.Micros(k.ActivateTime), EndTimeMicros: schema.Micros(signedUntil(k)),
 		})
 		if err != nil {
 			return nil, fmt.Errorf("retained key %s of %s: %w", k.ID, d.Name, err)
@@ -71,6 +75,18 @@ func (s *Store) retain(ctx context.Context, c Change, d Domain) ([]clientv3.Op, 
 		ops = append(ops, clientv3.OpPut(schema.RetainedKey(d.Brand, string(d.Name), k.ID), string(value)))
 	}
 	return ops, nil
+}
+
+// signedUntil is when a key ceased to sign: when another took over, or when it
+// was revoked while it signed.
+func signedUntil(k Key) time.Time {
+	switch {
+	case k.ActivateTime.IsZero():
+		return time.Time{}
+	case k.RetireTime.IsZero():
+		return k.RevokeTime
+	}
+	return k.RetireTime
 }
 
 // RetainedKeys lists up to limit retained keys of a brand, or of all brands when
@@ -117,6 +133,7 @@ func (s *Store) Disclose(ctx context.Context, b Brand, r Retained, private []byt
 	}
 	value, err := proto.Marshal(&schemapb.DisclosedKey{
 		Selector: string(r.Selector), Algorithm: uint32(r.Algorithm), PrivateKey: private,
+		ActivateTimeMicros: schema.Micros(r.ActivateTime), EndTimeMicros: schema.Micros(r.EndTime),
 		DestroyTimeMicros: schema.Micros(r.DestroyTime), DiscloseTimeMicros: schema.Micros(now),
 	})
 	if err != nil {
@@ -163,7 +180,8 @@ func (s *Store) Disclosed(ctx context.Context, brand string, domain dnsname.Doma
 		}
 		disclosed = append(disclosed, Disclosed{
 			KeyID: strings.TrimPrefix(string(kv.Key), prefix), Selector: dnsname.Selector(v.GetSelector()), Algorithm: a,
-			PrivateKey:  v.GetPrivateKey(),
+			PrivateKey:   v.GetPrivateKey(),
+			ActivateTime: schema.FromMicros(v.GetActivateTimeMicros()), EndTime: schema.FromMicros(v.GetEndTimeMicros()),
 			DestroyTime: schema.FromMicros(v.GetDestroyTimeMicros()), DiscloseTime: schema.FromMicros(v.GetDiscloseTimeMicros()),
 		})
 		return nil
@@ -187,6 +205,7 @@ func retainedFrom(kv *mvccpb.KeyValue) (Retained, error) {
 	return Retained{
 		Brand: brand, Domain: dnsname.Domain(domain), KeyID: id, Selector: dnsname.Selector(v.GetSelector()), Algorithm: a,
 		Fingerprint: [schema.FingerprintLen]byte(v.GetFingerprint()), DestroyTime: schema.FromMicros(v.GetDestroyTimeMicros()),
+		ActivateTime: schema.FromMicros(v.GetActivateTimeMicros()), EndTime: schema.FromMicros(v.GetEndTimeMicros()),
 		Sealed: v.GetSealed(), Revision: kv.ModRevision,
 	}, nil
 }

@@ -286,11 +286,13 @@ var disclosureTests = map[string]func(*testing.T, *env){
 		sealed := must(e.SealedKey(ctx, "acme", "spamtrap.dk", old.ID))(t)
 		c := refill(d, "s1")
 		c.Publish[0].Retain = true
+		// It signed for an hour, until it was revoked.
+		c.Publish[0].Replaces.ActivateTime, c.Publish[0].Replaces.RevokeTime = now.Add(-2*time.Hour), now.Add(-time.Hour)
 		d = must(e.Apply(ctx, c))(t)
 		wantErr(t, func() error { _, err := e.SealedKey(ctx, "acme", "spamtrap.dk", old.ID); return err }(), keystore.ErrKeyNotFound)
 		want := keystore.Retained{
 			Brand: "acme", Domain: "spamtrap.dk", KeyID: old.ID, Selector: "s1", Algorithm: keypair.Ed25519, Fingerprint: old.Fingerprint,
-			DestroyTime: now, Sealed: sealed, Revision: d.Revision,
+			ActivateTime: now.Add(-2 * time.Hour), EndTime: now.Add(-time.Hour), DestroyTime: now, Sealed: sealed, Revision: d.Revision,
 		}
 		retained, more, err := e.RetainedKeys(ctx, "acme", keystore.Retained{}, 10)
 		if more || err != nil {
@@ -327,7 +329,8 @@ var disclosureTests = map[string]func(*testing.T, *env){
 			t.Fatal(err)
 		}
 		wantEqual(t, "disclosed", must(e.Disclosed(ctx, "acme", "spamtrap.dk"))(t), []keystore.Disclosed{{
-			KeyID: old.ID, Selector: "s1", Algorithm: keypair.Ed25519, PrivateKey: []byte("pkcs8"), DestroyTime: now, DiscloseTime: now.Add(lag),
+			KeyID: old.ID, Selector: "s1", Algorithm: keypair.Ed25519, PrivateKey: []byte("pkcs8"),
+			ActivateTime: now.Add(-2 * time.Hour), EndTime: now.Add(-time.Hour), DestroyTime: now, DiscloseTime: now.Add(lag),
 		}})
 		wantErr(t, e.unchanged(t, disclose(b, now.Add(lag), nil)), keystore.ErrKeyNotFound)
 		again.Domain.Revision, again.Domain.Keys = d.Revision, append(slices.Clip(d.Keys), again.Publish[0].Key)
@@ -353,6 +356,23 @@ var disclosureTests = map[string]func(*testing.T, *env){
 		if len(ids) != 3 || !slices.IsSorted(ids) {
 			t.Errorf("retained keys %v, want three in order", ids)
 		}
+		// A brand that changes in another way, or another brand, keeps them.
+		b = must(e.Brand(ctx, "acme"))(t)
+		b.DisplayName = "Acme"
+		b = must(e.UpdateBrand(ctx, b))(t)
+		must(e.UpdateBrand(ctx, must(e.Brand(ctx, "other"))(t)))(t)
+		if retained, _, err = e.RetainedKeys(ctx, "", keystore.Retained{}, 10); len(retained) != 3 || err != nil {
+			t.Errorf("%d retained keys, %v", len(retained), err)
+		}
+		off := b
+		off.Disclosure.Enabled = false
+		must(e.UpdateBrand(ctx, off))(t)
+		if retained, _, err = e.RetainedKeys(ctx, "", keystore.Retained{}, 10); len(retained) != 0 || err != nil {
+			t.Errorf("%d retained keys, %v", len(retained), err)
+		}
+		c = refill(d, "s1")
+		c.Publish[0].Retain = true
+		d = must(e.Apply(ctx, c))(t)
 		if err := e.DropRetained(ctx, "acme"); err != nil {
 			t.Fatal(err)
 		}

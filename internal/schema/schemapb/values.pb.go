@@ -1263,8 +1263,11 @@ type RetainedKey struct {
 	Algorithm         uint32                 `protobuf:"varint,3,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
 	Fingerprint       []byte                 `protobuf:"bytes,4,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	DestroyTimeMicros int64                  `protobuf:"varint,5,opt,name=destroy_time_micros,json=destroyTimeMicros,proto3" json:"destroy_time_micros,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// When it began and ceased to sign; 0 for a key that never signed.
+	ActivateTimeMicros int64 `protobuf:"varint,6,opt,name=activate_time_micros,json=activateTimeMicros,proto3" json:"activate_time_micros,omitempty"`
+	EndTimeMicros      int64 `protobuf:"varint,7,opt,name=end_time_micros,json=endTimeMicros,proto3" json:"end_time_micros,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *RetainedKey) Reset() {
@@ -1332,6 +1335,20 @@ func (x *RetainedKey) GetDestroyTimeMicros() int64 {
 	return 0
 }
 
+func (x *RetainedKey) GetActivateTimeMicros() int64 {
+	if x != nil {
+		return x.ActivateTimeMicros
+	}
+	return 0
+}
+
+func (x *RetainedKey) GetEndTimeMicros() int64 {
+	if x != nil {
+		return x.EndTimeMicros
+	}
+	return 0
+}
+
 // DisclosedKey is the value of meta/disclosed/<brand>/<domain>/<key id>.
 type DisclosedKey struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1341,6 +1358,9 @@ type DisclosedKey struct {
 	PrivateKey         []byte `protobuf:"bytes,3,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
 	DestroyTimeMicros  int64  `protobuf:"varint,4,opt,name=destroy_time_micros,json=destroyTimeMicros,proto3" json:"destroy_time_micros,omitempty"`
 	DiscloseTimeMicros int64  `protobuf:"varint,5,opt,name=disclose_time_micros,json=discloseTimeMicros,proto3" json:"disclose_time_micros,omitempty"`
+	// See RetainedKey.
+	ActivateTimeMicros int64 `protobuf:"varint,6,opt,name=activate_time_micros,json=activateTimeMicros,proto3" json:"activate_time_micros,omitempty"`
+	EndTimeMicros      int64 `protobuf:"varint,7,opt,name=end_time_micros,json=endTimeMicros,proto3" json:"end_time_micros,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1406,6 +1426,20 @@ func (x *DisclosedKey) GetDestroyTimeMicros() int64 {
 func (x *DisclosedKey) GetDiscloseTimeMicros() int64 {
 	if x != nil {
 		return x.DiscloseTimeMicros
+	}
+	return 0
+}
+
+func (x *DisclosedKey) GetActivateTimeMicros() int64 {
+	if x != nil {
+		return x.ActivateTimeMicros
+	}
+	return 0
+}
+
+func (x *DisclosedKey) GetEndTimeMicros() int64 {
+	if x != nil {
+		return x.EndTimeMicros
 	}
 	return 0
 }
@@ -1540,20 +1574,24 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\x06Report\x12!\n" +
 	"\ftime_seconds\x18\x01 \x01(\x03R\vtimeSeconds\x12\x17\n" +
 	"\akey_ids\x18\x02 \x03(\tR\x06keyIds\x12\x18\n" +
-	"\anumbers\x18\x03 \x03(\x04R\anumbers\"\xb1\x01\n" +
+	"\anumbers\x18\x03 \x03(\x04R\anumbers\"\x8b\x02\n" +
 	"\vRetainedKey\x12\x16\n" +
 	"\x06sealed\x18\x01 \x01(\fR\x06sealed\x12\x1a\n" +
 	"\bselector\x18\x02 \x01(\tR\bselector\x12\x1c\n" +
 	"\talgorithm\x18\x03 \x01(\rR\talgorithm\x12 \n" +
 	"\vfingerprint\x18\x04 \x01(\fR\vfingerprint\x12.\n" +
-	"\x13destroy_time_micros\x18\x05 \x01(\x03R\x11destroyTimeMicros\"\xcb\x01\n" +
+	"\x13destroy_time_micros\x18\x05 \x01(\x03R\x11destroyTimeMicros\x120\n" +
+	"\x14activate_time_micros\x18\x06 \x01(\x03R\x12activateTimeMicros\x12&\n" +
+	"\x0fend_time_micros\x18\a \x01(\x03R\rendTimeMicros\"\xa5\x02\n" +
 	"\fDisclosedKey\x12\x1a\n" +
 	"\bselector\x18\x01 \x01(\tR\bselector\x12\x1c\n" +
 	"\talgorithm\x18\x02 \x01(\rR\talgorithm\x12\x1f\n" +
 	"\vprivate_key\x18\x03 \x01(\fR\n" +
 	"privateKey\x12.\n" +
 	"\x13destroy_time_micros\x18\x04 \x01(\x03R\x11destroyTimeMicros\x120\n" +
-	"\x14disclose_time_micros\x18\x05 \x01(\x03R\x12discloseTimeMicrosB7Z5github.com/dkimzone/dkimzone/internal/schema/schemapbb\x06proto3"
+	"\x14disclose_time_micros\x18\x05 \x01(\x03R\x12discloseTimeMicros\x120\n" +
+	"\x14activate_time_micros\x18\x06 \x01(\x03R\x12activateTimeMicros\x12&\n" +
+	"\x0fend_time_micros\x18\a \x01(\x03R\rendTimeMicrosB7Z5github.com/dkimzone/dkimzone/internal/schema/schemapbb\x06proto3"
 
 var (
 	file_schemapb_values_proto_rawDescOnce sync.Once
