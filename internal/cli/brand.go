@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 )
@@ -62,6 +63,8 @@ CNAMEs to it.`
 type brandFlags struct {
 	displayName string
 	mode        modeFlag
+	disclosure  bool
+	lag         *durationpb.Duration
 	policy      policyFlags
 	fields      map[string]string // field by flag
 }
@@ -73,13 +76,57 @@ func (f *brandFlags) define(c *cobra.Command) {
 	complete(c, "mode", func(context.Context, string) ([]string, cobra.ShellCompDirective) {
 		return slices.Sorted(maps.Keys(signingModes)), cobra.ShellCompDirectiveNoFileComp
 	})
+	c.Flags().Var((*onOffFlag)(&f.disclosure), "disclosure", "`on`: make private keys public some time after they are destroyed; off: never (default off)")
+	c.Flags().Var(&spanFlag{&f.lag}, "disclosure-lag", "`time` from the destruction of a key until it is disclosed, at least 8d (default 30d)")
+	noFiles(c, "disclosure-lag")
+	complete(c, "disclosure", func(context.Context, string) ([]string, cobra.ShellCompDirective) {
+		return []string{"off", "on"}, cobra.ShellCompDirectiveNoFileComp
+	})
 	f.policy.define(c)
-	f.fields = map[string]string{"display-name": "display_name", "mode": "signing_mode"}
+	f.fields = map[string]string{
+		"display-name": "display_name", "mode": "signing_mode", "disclosure": "disclosure.enabled", "disclosure-lag": "disclosure.lag",
+	}
 	maps.Copy(f.fields, f.policy.fields)
 }
 
 func (f *brandFlags) message() *dkimv1.Brand {
-	return &dkimv1.Brand{DisplayName: f.displayName, SigningMode: dkimv1.SigningMode(f.mode), RotationPolicy: &f.policy.policy}
+	return &dkimv1.Brand{
+		DisplayName: f.displayName, SigningMode: dkimv1.SigningMode(f.mode), RotationPolicy: &f.policy.policy,
+		Disclosure: &dkimv1.KeyDisclosure{Enabled: f.disclosure, Lag: f.lag},
+	}
+}
+
+// onOffFlag is on or off.
+type onOffFlag bool
+
+func (f *onOffFlag) String() string { return onOff(bool(*f)) }
+
+func (f *onOffFlag) Set(s string) error {
+	if s != "on" && s != "off" {
+		return errors.New("use on or off")
+	}
+	*f = s == "on"
+	return nil
+}
+
+func (*onOffFlag) Type() string { return "on" }
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+// disclosureText is empty for a brand that has never wanted disclosure.
+func disclosureText(d *dkimv1.KeyDisclosure) string {
+	switch {
+	case d == nil:
+		return ""
+	case d.GetLag() == nil:
+		return onOff(d.GetEnabled())
+	}
+	return onOff(d.GetEnabled()) + ", " + spanText(d.GetLag()) + " after the key was destroyed"
 }
 
 // signingModes are the modes in the words of dkimctl.
@@ -155,6 +202,7 @@ func (r *run) brandUpdate() *cobra.Command {
 		Long:  "Changes those settings of a brand that flags name.\n\n" + modeHelp + "\n\n" + policyHelp,
 		Example: `  dkimctl brand update acme --display-name 'Acme Mail'
   dkimctl brand update acme --mode shared
+  dkimctl brand update acme --disclosure on --disclosure-lag 30d
   dkimctl brand update acme --rotate-every 60d --freeze 2026-11-27T00:00:00Z/2026-11-30T00:00:00Z`,
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
 		b := f.message()
@@ -204,6 +252,7 @@ func (r *run) printBrand(b *dkimv1.Brand) error {
 			"Display name", b.GetDisplayName(),
 			"Mode", modeText(b.GetSigningMode()),
 			"Rotation", policyText(b.GetRotationPolicy()),
+			"Disclosure", disclosureText(b.GetDisclosure()),
 			"Default keys", lastPart(b.GetDefaultDomain()),
 			"Shared keys", lastPart(b.GetSharedDomain()),
 			"Created", timeText(b.GetCreateTime()),

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
@@ -188,7 +189,9 @@ func (s *Service) DeleteBrand(ctx context.Context, req *dkimv1.DeleteBrandReques
 }
 
 // brandPaths are the fields of a brand that may be set.
-func brandPaths() []string { return append(policyPaths(), "display_name", "signing_mode") }
+func brandPaths() []string {
+	return append(policyPaths(), "display_name", "signing_mode", "disclosure", "disclosure.enabled", "disclosure.lag")
+}
 
 // setBrand sets the named fields of b from msg; fields that msg leaves empty get
 // their defaults.
@@ -206,7 +209,52 @@ func setBrand(b *keystore.Brand, msg *dkimv1.Brand, paths []string) error {
 		}
 		b.Mode = mode
 	}
+	if err := setDisclosure(&b.Disclosure, msg.GetDisclosure(), paths); err != nil {
+		return err
+	}
 	return setPolicy(&b.Policy, msg.GetRotationPolicy(), "brand", paths)
+}
+
+const (
+	day                  = 24 * time.Hour
+	minDisclosureLag     = 7*day + maxTTL*time.Second
+	maxDisclosureLag     = 3650 * day
+	defaultDisclosureLag = 30 * day
+)
+
+func setDisclosure(d *keystore.Disclosure, msg *dkimv1.KeyDisclosure, paths []string) error {
+	all := slices.Contains(paths, "disclosure")
+	enabled, lag := all || slices.Contains(paths, "disclosure.enabled"), all || slices.Contains(paths, "disclosure.lag")
+	if enabled {
+		d.Enabled = msg.GetEnabled()
+	}
+	if lag {
+		d.Lag = 0
+		if msg.GetLag() != nil {
+			given := msg.GetLag().AsDuration().Truncate(time.Microsecond)
+			if msg.GetLag().CheckValid() != nil || given < minDisclosureLag || given > maxDisclosureLag {
+				return invalid("brand.disclosure.lag", "INVALID_BRAND",
+					fmt.Sprintf("%s: use %d to %d days", given, minDisclosureLag/day, maxDisclosureLag/day))
+			}
+			d.Lag = given
+		}
+	}
+	if d.Enabled && d.Lag == 0 {
+		d.Lag = defaultDisclosureLag
+	}
+	return nil
+}
+
+// disclosureMessage is nil for a brand that has never wanted it.
+func disclosureMessage(d keystore.Disclosure) *dkimv1.KeyDisclosure {
+	if d == (keystore.Disclosure{}) {
+		return nil
+	}
+	m := &dkimv1.KeyDisclosure{Enabled: d.Enabled}
+	if d.Lag != 0 {
+		m.Lag = durationpb.New(d.Lag)
+	}
+	return m
 }
 
 // modes are the signing modes of the API.
@@ -237,6 +285,7 @@ func (s *Service) brandMessage(ctx context.Context, b keystore.Brand) (*dkimv1.B
 		Etag:           b.ETag(),
 		SigningMode:    modeMessage(b.Mode),
 		RotationPolicy: overrideMessage(b.Policy),
+		Disclosure:     disclosureMessage(b.Disclosure),
 	}
 	names := []dnsname.Domain{keystore.DefaultDomainName(b), keystore.SharedDomainName(b)}
 	domains, err := s.store.DomainsOf(ctx, b.Name, names)

@@ -10,6 +10,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -358,7 +359,7 @@ func (x Condition_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Condition_Status.Descriptor instead.
 func (Condition_Status) EnumDescriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{4, 0}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{5, 0}
 }
 
 // A hosting zone that the provider is authoritative for. Customers' CNAMEs
@@ -600,7 +601,11 @@ type Brand struct {
 	DefaultDomain string `protobuf:"bytes,8,opt,name=default_domain,json=defaultDomain,proto3" json:"default_domain,omitempty"`
 	// The domain that holds the keys which all domains of the brand share; set
 	// once signing_mode has been BRAND_SHARED.
-	SharedDomain  string `protobuf:"bytes,9,opt,name=shared_domain,json=sharedDomain,proto3" json:"shared_domain,omitempty"`
+	SharedDomain string `protobuf:"bytes,9,opt,name=shared_domain,json=sharedDomain,proto3" json:"shared_domain,omitempty"`
+	// Whether private keys of the brand are made public some time after they were
+	// destroyed. Off unless set. May be updated by its fields,
+	// `disclosure.enabled` and `disclosure.lag`.
+	Disclosure    *KeyDisclosure `protobuf:"bytes,10,opt,name=disclosure,proto3" json:"disclosure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,6 +703,77 @@ func (x *Brand) GetSharedDomain() string {
 	return ""
 }
 
+func (x *Brand) GetDisclosure() *KeyDisclosure {
+	if x != nil {
+		return x.Disclosure
+	}
+	return nil
+}
+
+// Whether private keys are made public once they are of no use any more, so that
+// a signature on old mail proves nothing to those who come by the mail later.
+// Only keys that this service made and that rotation has destroyed are disclosed:
+// not those made elsewhere, and not those that go with their domain. While
+// `enabled` is set, destroyed private keys are kept, sealed, until they are
+// disclosed. Switching it off deletes those at once; what is disclosed already
+// stays so until its domain is deleted.
+type KeyDisclosure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Default false.
+	Enabled bool `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	// From the destruction of a key, when its record is gone from DNS, until its
+	// private half is disclosed. 8 to 3650 days: mail on its way for a week, and
+	// records in caches for a day, have to be verified before. Default 30 days. A
+	// change holds for all keys that are not disclosed yet.
+	Lag           *durationpb.Duration `protobuf:"bytes,2,opt,name=lag,proto3" json:"lag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyDisclosure) Reset() {
+	*x = KeyDisclosure{}
+	mi := &file_dkim_v1_resources_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyDisclosure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyDisclosure) ProtoMessage() {}
+
+func (x *KeyDisclosure) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_resources_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyDisclosure.ProtoReflect.Descriptor instead.
+func (*KeyDisclosure) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *KeyDisclosure) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *KeyDisclosure) GetLag() *durationpb.Duration {
+	if x != nil {
+		return x.Lag
+	}
+	return nil
+}
+
 // A customer's signing domain, or one of a brand's own key domains.
 type Domain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -749,7 +825,7 @@ type Domain struct {
 
 func (x *Domain) Reset() {
 	*x = Domain{}
-	mi := &file_dkim_v1_resources_proto_msgTypes[3]
+	mi := &file_dkim_v1_resources_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +837,7 @@ func (x *Domain) String() string {
 func (*Domain) ProtoMessage() {}
 
 func (x *Domain) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_resources_proto_msgTypes[3]
+	mi := &file_dkim_v1_resources_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +850,7 @@ func (x *Domain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Domain.ProtoReflect.Descriptor instead.
 func (*Domain) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{3}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Domain) GetName() string {
@@ -925,7 +1001,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_dkim_v1_resources_proto_msgTypes[4]
+	mi := &file_dkim_v1_resources_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +1013,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_resources_proto_msgTypes[4]
+	mi := &file_dkim_v1_resources_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +1026,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{4}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Condition) GetType() string {
@@ -1021,7 +1097,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_dkim_v1_resources_proto_msgTypes[5]
+	mi := &file_dkim_v1_resources_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1109,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_resources_proto_msgTypes[5]
+	mi := &file_dkim_v1_resources_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1122,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{5}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Selector) GetSelector() string {
@@ -1155,7 +1231,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_dkim_v1_resources_proto_msgTypes[6]
+	mi := &file_dkim_v1_resources_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1243,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_resources_proto_msgTypes[6]
+	mi := &file_dkim_v1_resources_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1256,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{6}
+	return file_dkim_v1_resources_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Key) GetName() string {
@@ -1306,7 +1382,7 @@ var File_dkim_v1_resources_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x17dkim/v1/resources.proto\x12\adkim.v1\x1a\x16dkim/v1/rotation.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x05\n" +
+	"\x17dkim/v1/resources.proto\x12\adkim.v1\x1a\x16dkim/v1/rotation.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x05\n" +
 	"\x04Zone\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12;\n" +
 	"\fname_servers\x18\x02 \x03(\v2\x13.dkim.v1.NameServerB\x03\xe0A\x02R\vnameServers\x12\x1d\n" +
@@ -1327,7 +1403,7 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\n" +
 	"NameServer\x12\x17\n" +
 	"\x04host\x18\x01 \x01(\tB\x03\xe0A\x02R\x04host\x12!\n" +
-	"\taddresses\x18\x02 \x03(\tB\x03\xe0A\x01R\taddresses\"\x88\x04\n" +
+	"\taddresses\x18\x02 \x03(\tB\x03\xe0A\x01R\taddresses\"\xc5\x04\n" +
 	"\x05Brand\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12,\n" +
 	"\x04zone\x18\x02 \x01(\tB\x18\xe0A\x01\xe0A\x05\xfaA\x0f\n" +
@@ -1341,8 +1417,15 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\x0edefault_domain\x18\b \x01(\tB\x17\xe0A\x03\xfaA\x11\n" +
 	"\x0fdkimzone/DomainR\rdefaultDomain\x12<\n" +
 	"\rshared_domain\x18\t \x01(\tB\x17\xe0A\x03\xfaA\x11\n" +
-	"\x0fdkimzone/DomainR\fsharedDomain:2\xeaA/\n" +
-	"\x0edkimzone/Brand\x12\x0ebrands/{brand}*\x06brands2\x05brand\"\xbd\b\n" +
+	"\x0fdkimzone/DomainR\fsharedDomain\x12;\n" +
+	"\n" +
+	"disclosure\x18\n" +
+	" \x01(\v2\x16.dkim.v1.KeyDisclosureB\x03\xe0A\x01R\n" +
+	"disclosure:2\xeaA/\n" +
+	"\x0edkimzone/Brand\x12\x0ebrands/{brand}*\x06brands2\x05brand\"`\n" +
+	"\rKeyDisclosure\x12\x1d\n" +
+	"\aenabled\x18\x01 \x01(\bB\x03\xe0A\x01R\aenabled\x120\n" +
+	"\x03lag\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x03\xe0A\x01R\x03lag\"\xbd\b\n" +
 	"\x06Domain\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12*\n" +
 	"\x0eunicode_domain\x18\x02 \x01(\tB\x03\xe0A\x03R\runicodeDomain\x12)\n" +
@@ -1467,7 +1550,7 @@ func file_dkim_v1_resources_proto_rawDescGZIP() []byte {
 }
 
 var file_dkim_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_dkim_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_dkim_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_dkim_v1_resources_proto_goTypes = []any{
 	(SigningMode)(0),              // 0: dkim.v1.SigningMode
 	(KeyAlgorithm)(0),             // 1: dkim.v1.KeyAlgorithm
@@ -1478,52 +1561,56 @@ var file_dkim_v1_resources_proto_goTypes = []any{
 	(*Zone)(nil),                  // 6: dkim.v1.Zone
 	(*NameServer)(nil),            // 7: dkim.v1.NameServer
 	(*Brand)(nil),                 // 8: dkim.v1.Brand
-	(*Domain)(nil),                // 9: dkim.v1.Domain
-	(*Condition)(nil),             // 10: dkim.v1.Condition
-	(*Selector)(nil),              // 11: dkim.v1.Selector
-	(*Key)(nil),                   // 12: dkim.v1.Key
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*RotationPolicy)(nil),        // 14: dkim.v1.RotationPolicy
-	(*Check)(nil),                 // 15: dkim.v1.Check
+	(*KeyDisclosure)(nil),         // 9: dkim.v1.KeyDisclosure
+	(*Domain)(nil),                // 10: dkim.v1.Domain
+	(*Condition)(nil),             // 11: dkim.v1.Condition
+	(*Selector)(nil),              // 12: dkim.v1.Selector
+	(*Key)(nil),                   // 13: dkim.v1.Key
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*RotationPolicy)(nil),        // 15: dkim.v1.RotationPolicy
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*Check)(nil),                 // 17: dkim.v1.Check
 }
 var file_dkim_v1_resources_proto_depIdxs = []int32{
 	7,  // 0: dkim.v1.Zone.name_servers:type_name -> dkim.v1.NameServer
-	13, // 1: dkim.v1.Zone.create_time:type_name -> google.protobuf.Timestamp
-	14, // 2: dkim.v1.Zone.rotation_policy:type_name -> dkim.v1.RotationPolicy
-	13, // 3: dkim.v1.Brand.create_time:type_name -> google.protobuf.Timestamp
+	14, // 1: dkim.v1.Zone.create_time:type_name -> google.protobuf.Timestamp
+	15, // 2: dkim.v1.Zone.rotation_policy:type_name -> dkim.v1.RotationPolicy
+	14, // 3: dkim.v1.Brand.create_time:type_name -> google.protobuf.Timestamp
 	0,  // 4: dkim.v1.Brand.signing_mode:type_name -> dkim.v1.SigningMode
-	14, // 5: dkim.v1.Brand.rotation_policy:type_name -> dkim.v1.RotationPolicy
-	11, // 6: dkim.v1.Domain.selectors:type_name -> dkim.v1.Selector
-	13, // 7: dkim.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
-	13, // 8: dkim.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
-	13, // 9: dkim.v1.Domain.delete_time:type_name -> google.protobuf.Timestamp
-	4,  // 10: dkim.v1.Domain.kind:type_name -> dkim.v1.DomainKind
-	14, // 11: dkim.v1.Domain.rotation_policy:type_name -> dkim.v1.RotationPolicy
-	14, // 12: dkim.v1.Domain.effective_rotation_policy:type_name -> dkim.v1.RotationPolicy
-	10, // 13: dkim.v1.Domain.conditions:type_name -> dkim.v1.Condition
-	13, // 14: dkim.v1.Domain.next_rotation_time:type_name -> google.protobuf.Timestamp
-	13, // 15: dkim.v1.Domain.next_check_time:type_name -> google.protobuf.Timestamp
-	13, // 16: dkim.v1.Domain.rotation_request_time:type_name -> google.protobuf.Timestamp
-	5,  // 17: dkim.v1.Condition.status:type_name -> dkim.v1.Condition.Status
-	13, // 18: dkim.v1.Condition.last_transition_time:type_name -> google.protobuf.Timestamp
-	1,  // 19: dkim.v1.Condition.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	1,  // 20: dkim.v1.Selector.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	2,  // 21: dkim.v1.Selector.key_state:type_name -> dkim.v1.KeyState
-	3,  // 22: dkim.v1.Selector.custody:type_name -> dkim.v1.KeyCustody
-	15, // 23: dkim.v1.Selector.cname_check:type_name -> dkim.v1.Check
-	15, // 24: dkim.v1.Selector.record_check:type_name -> dkim.v1.Check
-	1,  // 25: dkim.v1.Key.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	2,  // 26: dkim.v1.Key.state:type_name -> dkim.v1.KeyState
-	3,  // 27: dkim.v1.Key.custody:type_name -> dkim.v1.KeyCustody
-	13, // 28: dkim.v1.Key.prepare_time:type_name -> google.protobuf.Timestamp
-	13, // 29: dkim.v1.Key.activate_time:type_name -> google.protobuf.Timestamp
-	13, // 30: dkim.v1.Key.retire_time:type_name -> google.protobuf.Timestamp
-	13, // 31: dkim.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	15, // 5: dkim.v1.Brand.rotation_policy:type_name -> dkim.v1.RotationPolicy
+	9,  // 6: dkim.v1.Brand.disclosure:type_name -> dkim.v1.KeyDisclosure
+	16, // 7: dkim.v1.KeyDisclosure.lag:type_name -> google.protobuf.Duration
+	12, // 8: dkim.v1.Domain.selectors:type_name -> dkim.v1.Selector
+	14, // 9: dkim.v1.Domain.create_time:type_name -> google.protobuf.Timestamp
+	14, // 10: dkim.v1.Domain.update_time:type_name -> google.protobuf.Timestamp
+	14, // 11: dkim.v1.Domain.delete_time:type_name -> google.protobuf.Timestamp
+	4,  // 12: dkim.v1.Domain.kind:type_name -> dkim.v1.DomainKind
+	15, // 13: dkim.v1.Domain.rotation_policy:type_name -> dkim.v1.RotationPolicy
+	15, // 14: dkim.v1.Domain.effective_rotation_policy:type_name -> dkim.v1.RotationPolicy
+	11, // 15: dkim.v1.Domain.conditions:type_name -> dkim.v1.Condition
+	14, // 16: dkim.v1.Domain.next_rotation_time:type_name -> google.protobuf.Timestamp
+	14, // 17: dkim.v1.Domain.next_check_time:type_name -> google.protobuf.Timestamp
+	14, // 18: dkim.v1.Domain.rotation_request_time:type_name -> google.protobuf.Timestamp
+	5,  // 19: dkim.v1.Condition.status:type_name -> dkim.v1.Condition.Status
+	14, // 20: dkim.v1.Condition.last_transition_time:type_name -> google.protobuf.Timestamp
+	1,  // 21: dkim.v1.Condition.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	1,  // 22: dkim.v1.Selector.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	2,  // 23: dkim.v1.Selector.key_state:type_name -> dkim.v1.KeyState
+	3,  // 24: dkim.v1.Selector.custody:type_name -> dkim.v1.KeyCustody
+	17, // 25: dkim.v1.Selector.cname_check:type_name -> dkim.v1.Check
+	17, // 26: dkim.v1.Selector.record_check:type_name -> dkim.v1.Check
+	1,  // 27: dkim.v1.Key.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	2,  // 28: dkim.v1.Key.state:type_name -> dkim.v1.KeyState
+	3,  // 29: dkim.v1.Key.custody:type_name -> dkim.v1.KeyCustody
+	14, // 30: dkim.v1.Key.prepare_time:type_name -> google.protobuf.Timestamp
+	14, // 31: dkim.v1.Key.activate_time:type_name -> google.protobuf.Timestamp
+	14, // 32: dkim.v1.Key.retire_time:type_name -> google.protobuf.Timestamp
+	14, // 33: dkim.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_dkim_v1_resources_proto_init() }
@@ -1538,7 +1625,7 @@ func file_dkim_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dkim_v1_resources_proto_rawDesc), len(file_dkim_v1_resources_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
