@@ -36,11 +36,14 @@ type Listen struct {
 	GRPC    string // mutual TLS
 	HTTP    string // HTTPS, mutual TLS
 	Metrics string // plain HTTP: /metrics, /healthz, /readyz
+	// Disclosure is where disclosed keys are served, plain HTTP; "": nowhere.
+	Disclosure string
 }
 
 // listeners are the bound sockets of a Listen.
 type listeners struct {
 	grpc, http, metrics net.Listener
+	disclosure          net.Listener // nil without
 }
 
 // bind binds all addresses before anything else is begun, so that a port in use
@@ -54,7 +57,11 @@ func (l Listen) bind() (*listeners, error) {
 		{"grpc-listen", l.GRPC, &b.grpc},
 		{"http-listen", l.HTTP, &b.http},
 		{"metrics-listen", l.Metrics, &b.metrics},
+		{"disclosure-listen", l.Disclosure, &b.disclosure},
 	} {
+		if s.to == &b.disclosure && s.address == "" {
+			continue
+		}
 		ln, err := net.Listen("tcp", s.address)
 		if err != nil {
 			b.close()
@@ -66,7 +73,7 @@ func (l Listen) bind() (*listeners, error) {
 }
 
 func (b *listeners) close() {
-	for _, ln := range []net.Listener{b.grpc, b.http, b.metrics} {
+	for _, ln := range []net.Listener{b.grpc, b.http, b.metrics, b.disclosure} {
 		if ln != nil {
 			_ = ln.Close() // nothing was sent on it
 		}

@@ -117,7 +117,7 @@ func (t term) Fence() *keystore.Fence {
 func (b *backend) startRotation(ctx context.Context, c *leader.Candidate, logger *slog.Logger) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	control := controller.New(controller.Options{
-		Store: b.store, Mint: b.mint, Prober: b.prober, Elector: elections{c}, Now: time.Now, Logger: logger,
+		Store: b.store, Mint: b.mint, Opener: b.sealer, Prober: b.prober, Elector: elections{c}, Now: time.Now, Logger: logger,
 		Workers: controllerWorkers, Poll: controllerPoll,
 	})
 	done := make(chan struct{})

@@ -43,6 +43,11 @@ func (s *checkedSealer) Seal(ctx context.Context, brand, name string, plaintext 
 	return s.sealer.Seal(ctx, brand, name, plaintext)
 }
 
+// Open implements controller.Opener. No other key-encryption key opens anything.
+func (s *checkedSealer) Open(ctx context.Context, brand, name string, sealed []byte) ([]byte, error) {
+	return s.sealer.Open(ctx, brand, name, sealed)
+}
+
 // readiness is that of the key-encryption key.
 func (s *checkedSealer) readiness() telemetry.Check {
 	return telemetry.Check{Name: "key-encryption key", Func: s.check}

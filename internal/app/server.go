@@ -41,9 +41,11 @@ type servers struct {
 	health  *health.Server
 	http    *http.Server
 	metrics *http.Server
-	bound   *listeners
-	checks  []telemetry.Check
-	logger  *slog.Logger
+	// disclosure serves the keys that are public; nil without.
+	disclosure *http.Server
+	bound      *listeners
+	checks     []telemetry.Check
+	logger     *slog.Logger
 
 	stopping chan struct{} // closed when drain begins
 }
@@ -80,6 +82,9 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
 	s.metrics = telemetry.NewServer(s.checks, logger)
+	if bound.disclosure != nil {
+		s.disclosure = newDisclosureServer(b.store, logger)
+	}
 	return s
 }
 
@@ -108,6 +113,9 @@ func (s *servers) run(ctx context.Context) error {
 	group.Go(func() error { return serving("gRPC", s.grpc.Serve(s.bound.grpc)) })
 	group.Go(func() error { return serving("HTTPS", s.http.ServeTLS(s.bound.http, "", "")) })
 	group.Go(func() error { return serving("metrics", s.metrics.Serve(s.bound.metrics)) })
+	if s.disclosure != nil {
+		group.Go(func() error { return serving("disclosure", s.disclosure.Serve(s.bound.disclosure)) })
+	}
 	group.Go(func() error { s.watchHealth(ctx); return nil })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -137,6 +145,11 @@ func (s *servers) drain() {
 	}()
 	if err := s.http.Shutdown(ctx); err != nil {
 		_ = s.http.Close() // cut off what does not end by itself
+	}
+	if s.disclosure != nil {
+		if err := s.disclosure.Shutdown(ctx); err != nil {
+			_ = s.disclosure.Close()
+		}
 	}
 	select {
 	case <-stopped:

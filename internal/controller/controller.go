@@ -54,6 +54,7 @@ type Elector interface {
 type Options struct {
 	Store   *keystore.Store
 	Mint    *mint.Mint
+	Opener  Opener
 	Prober  evidence.Prober
 	Elector Elector
 	Now     func() time.Time
@@ -122,6 +123,7 @@ func (c *Controller) lead(ctx context.Context, term Term) {
 	r := &round{Controller: c, fence: term.Fence(), depose: cancel, working: make(map[keystore.Cursor]bool), slots: make(chan struct{}, c.Workers)}
 	defer r.wg.Wait()
 	r.wg.Go(func() { r.reindex(ctx) })
+	r.wg.Go(func() { r.discloseAll(ctx) })
 	for {
 		busy, err := r.dispatch(ctx)
 		if err != nil && ctx.Err() == nil {

@@ -1,6 +1,7 @@
 package controller_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -96,9 +97,14 @@ func (w *world) provision(t *testing.T, name dnsname.Domain) keystore.Domain {
 // start runs a controller until the returned function is called.
 func (w *world) start(t *testing.T) (stop func()) {
 	t.Helper()
+	return w.startWith(t, plainSealer{}, slog.New(slog.DiscardHandler))
+}
+
+func (w *world) startWith(t *testing.T, opener controller.Opener, logger *slog.Logger) (stop func()) {
+	t.Helper()
 	c := controller.New(controller.Options{
-		Store: w.store, Mint: w.mint, Prober: w.dns, Elector: w.terms,
-		Now: time.Now, Logger: slog.New(slog.DiscardHandler), Workers: 4, Poll: poll,
+		Store: w.store, Mint: w.mint, Opener: opener, Prober: w.dns, Elector: w.terms,
+		Now: time.Now, Logger: logger, Workers: 4, Poll: poll,
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -211,10 +217,19 @@ func (f *fakeKeys) Get(_ context.Context, a keypair.Algorithm) (*keypair.KeyPair
 	return keypair.Generate(a)
 }
 
+// plainSealer writes before what it seals for whom.
 type plainSealer struct{}
 
-func (plainSealer) Seal(_ context.Context, brand, name string, _ []byte) ([]byte, error) {
-	return []byte(brand + " " + name), nil
+func (plainSealer) Seal(_ context.Context, brand, name string, plaintext []byte) ([]byte, error) {
+	return append([]byte(brand+" "+name+"\n"), plaintext...), nil
+}
+
+func (plainSealer) Open(_ context.Context, brand, name string, sealed []byte) ([]byte, error) {
+	plaintext, ok := bytes.CutPrefix(sealed, []byte(brand+" "+name+"\n"))
+	if !ok {
+		return nil, errors.New("sealed for another")
+	}
+	return bytes.Clone(plaintext), nil
 }
 
 // fakeElections lets one campaign at a time win.

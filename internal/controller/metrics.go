@@ -30,6 +30,10 @@ var (
 		Namespace: "dkimd", Subsystem: "controller", Name: "findings_total",
 		Help: "What DNS showed of customers' CNAMEs, by class, and of our own records.",
 	}, []string{"what", "class"})
+	disclosed = promauto.NewCounter(prometheus.CounterOpts{
+		Namespace: "dkimd", Subsystem: "controller", Name: "keys_disclosed_total",
+		Help: "Private keys that were made public, as their brands wanted.",
+	})
 	paced = promauto.NewCounter(prometheus.CounterOpts{
 		Namespace: "dkimd", Subsystem: "controller", Name: "paced_total",
 		Help: "Switches that were put off to keep the pace.",
