@@ -57,7 +57,8 @@ func (s *Service) RevokeKey(ctx context.Context, req *dkimv1.RevokeKeyRequest) (
 	if err != nil {
 		return nil, err
 	}
-	// The key is revoked: what is told about it now must not make the call fail.
+	// The key is revoked now, also when the call fails because nobody can tell
+	// who held it: a report without holders would be taken for "nobody did".
 	if resp.Holders, err = s.holders(ctx, n, id); err != nil {
 		return nil, err
 	}
