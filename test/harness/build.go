@@ -106,7 +106,7 @@ func (p Program) build() error {
 		return err
 	}
 	args := []string{"build", "-o", p.file()}
-	if raceEnabled && p != Etcd {
+	if RaceEnabled && p != Etcd {
 		args = append(args, "-race")
 	}
 	cmd := exec.Command("go", append(args, string(p))...) //nolint:gosec // a program of the list above

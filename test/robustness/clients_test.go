@@ -74,7 +74,7 @@ func TestClients(t *testing.T) {
 			}
 		}
 		now := n.size(t)
-		if now.memory > before.memory+128<<20 {
+		if now.memory > before.memory+garbage() {
 			t.Errorf("takes %+v, before %+v", now, before)
 		}
 		slow.Wait()
