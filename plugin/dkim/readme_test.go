@@ -73,6 +73,7 @@ func TestMetrics(t *testing.T) {
 	d := newHandler(t, m, testZone)
 	ask(t, d, query(goldenName+"."+testZone+".", dns.TypeTXT), false)
 	writeToServed.WithLabelValues(testZone + ".").Observe(0.002)
+	waitUntil(t, func() bool { return d.zones[0].replica.Load().Status().State == replica.Synced })
 
 	families, err := prometheus.DefaultGatherer.Gather()
 	if err != nil {
