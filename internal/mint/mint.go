@@ -150,10 +150,10 @@ func (m *Mint) refill(ctx context.Context, c *keystore.Change, step rotation.Ste
 	pair := o.Pairs[keystore.Selector{Selector: step.Selector, Algorithm: step.Algorithm}]
 	k := keystore.Key{
 		Key: rotation.Key{
-			ID: newKeyID(), Selector: step.Selector, Algorithm: step.Algorithm,
+			ID: NewKeyID(), Selector: step.Selector, Algorithm: step.Algorithm,
 			State: rotation.Prepared, Custody: rotation.Service, PrepareTime: o.Now, TTL: o.TTL,
 		},
-		Testing: o.Testing, Fingerprint: fingerprint(pair.Public()),
+		Testing: o.Testing, Fingerprint: Fingerprint(pair.Public()),
 	}
 	pub := keystore.Publication{New: true}
 	if old := d.Key(step.KeyID); old != nil {
@@ -190,11 +190,12 @@ func (m *Mint) seal(ctx context.Context, brand, name string, pair *keypair.KeyPa
 	return sealed, nil
 }
 
-func fingerprint(k keypair.PublicKey) [schema.FingerprintLen]byte {
+// Fingerprint is what the store knows a public key by.
+func Fingerprint(k keypair.PublicKey) [schema.FingerprintLen]byte {
 	sum := k.Fingerprint()
 	return [schema.FingerprintLen]byte(sum[:schema.FingerprintLen])
 }
 
-// newKeyID returns 80 random bits in base32: a key's name is never used again,
+// NewKeyID returns 80 random bits in base32: a key's name is never used again,
 // not even after its domain was deleted and provisioned anew.
-func newKeyID() string { return strings.ToLower(rand.Text()[:16]) }
+func NewKeyID() string { return strings.ToLower(rand.Text()[:16]) }

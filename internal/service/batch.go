@@ -12,6 +12,7 @@ import (
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/mint"
 	"github.com/dkimzone/dkimzone/internal/schema"
 )
 
@@ -97,7 +98,7 @@ func (b *batch) parse(brand string, reqs []*dkimv1.PublishKeyRequest) error {
 		}
 		// What becomes of a second one for a selector, or of the same key for
 		// another name, depends on the first.
-		at, key := place{p.name.domain, p.selector}, fingerprint(p.public)
+		at, key := place{p.name.domain, p.selector}, mint.Fingerprint(p.public)
 		if taken[at] || keys[key] || len(d.items) == maxTogether {
 			b.alone = append(b.alone, i)
 			continue

@@ -13,6 +13,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/mint"
 	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
 )
@@ -173,7 +174,7 @@ func (s *Service) publish(ctx context.Context, p publishing, zone keystore.Zone)
 // that holds the same key already another TTL or test flag, or nothing.
 func (s *Service) addPublication(ctx context.Context, c *keystore.Change, p publishing, zone keystore.Zone) error {
 	held := c.Domain.KeyIn(p.selector)
-	if held != nil && (held.Custody != rotation.PublicOnly || held.Fingerprint != fingerprint(p.public)) {
+	if held != nil && (held.Custody != rotation.PublicOnly || held.Fingerprint != mint.Fingerprint(p.public)) {
 		return selectorInUse(&c.Domain, held)
 	}
 	if held == nil && c.Domain.Selector(p.selector) != nil {
@@ -194,10 +195,10 @@ func (s *Service) addPublication(ctx context.Context, c *keystore.Change, p publ
 		now := s.now()
 		k = keystore.Key{
 			Key: rotation.Key{
-				ID: newKeyID(), Selector: p.selector, Algorithm: p.public.Algorithm, State: rotation.Active, Custody: rotation.PublicOnly,
+				ID: mint.NewKeyID(), Selector: p.selector, Algorithm: p.public.Algorithm, State: rotation.Active, Custody: rotation.PublicOnly,
 				TTL: ttl, PrepareTime: now, ActivateTime: now,
 			},
-			Testing: p.testing, Fingerprint: fingerprint(p.public),
+			Testing: p.testing, Fingerprint: mint.Fingerprint(p.public),
 		}
 		keys = append(keys, k)
 	case ttl == held.TTL && p.testing == held.Testing:

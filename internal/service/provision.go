@@ -246,11 +246,6 @@ func (s *Service) record(k keypair.PublicKey, ttl uint32, testing bool) schema.P
 	}
 }
 
-func fingerprint(k keypair.PublicKey) [schema.FingerprintLen]byte {
-	sum := k.Fingerprint()
-	return [schema.FingerprintLen]byte(sum[:schema.FingerprintLen])
-}
-
 func (s *Service) zoneOfBrand(ctx context.Context, brand string) (keystore.Zone, error) {
 	b, err := s.store.Brand(ctx, brand)
 	if err != nil {

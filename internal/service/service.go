@@ -4,9 +4,7 @@ package service
 
 import (
 	"context"
-	"crypto/rand"
 	"log/slog"
-	"strings"
 	"time"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
@@ -46,7 +44,3 @@ func New(store *keystore.Store, m *mint.Mint, p Prober, now func() time.Time, lo
 // conflictRetries is how often a change that named no etag is computed anew
 // when somebody else was faster.
 const conflictRetries = 10
-
-// newKeyID returns 80 random bits in base32: a key's name is never used again,
-// not even after its domain was deleted and provisioned anew.
-func newKeyID() string { return strings.ToLower(rand.Text()[:16]) }
