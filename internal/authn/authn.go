@@ -13,24 +13,6 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// Role is what a caller may do, by kind.
-type Role string
-
-// The roles.
-const (
-	Admin  Role = "admin"  // may do everything
-	Signer Role = "signer" // signs mail: asks with which keys, and reports their use
-)
-
-// Identity is an authenticated caller.
-type Identity struct {
-	Role Role
-	Name string
-}
-
-// String is the identity as it stands in a certificate, "admin/alice".
-func (id Identity) String() string { return string(id.Role) + "/" + id.Name }
-
 // uriPrefix begins the URI SAN of a client certificate:
 // spiffe://dkimzone/role/<role>/<name>.
 const uriPrefix = "spiffe://dkimzone/role/"
@@ -66,7 +48,7 @@ func FromCertificate(cert *x509.Certificate) (Identity, error) {
 		if !ok || name == "" || strings.ContainsAny(name, "/?#%") || Role(role) != Admin && Role(role) != Signer {
 			return Identity{}, fmt.Errorf("%w: certificate names %q, which is no role of this service", ErrNoIdentity, uri)
 		}
-		found = append(found, Identity{Role(role), name})
+		found = append(found, Identity{Role: Role(role), Name: name})
 	}
 	if len(found) != 1 {
 		return Identity{}, fmt.Errorf("%w: certificate of %q has %d URI SANs that begin with %s, want one", ErrNoIdentity, cert.Subject.CommonName, len(found), uriPrefix)
