@@ -14,6 +14,11 @@ import (
 const (
 	pageKeys    = 10_000
 	pageTimeout = 30 * time.Second
+
+	// While queries are answered, pages are so small on average: a page is taken
+	// apart in one go, which no query should wait for.
+	servingPageKeys = 512
+	sampleEvery     = 128
 )
 
 var errCutShort = errors.New("the listing ended too early")
@@ -35,21 +40,32 @@ type streamer interface {
 }
 
 // list sends all keys below prefix as of one revision, up to a page without
-// more or with an error.
-func list(ctx context.Context, client Client, prefix string, pages chan<- page) {
+// more or with an error. The bounds, keys below prefix in their order, divide it
+// into small pages; without any, pages are large.
+func list(ctx context.Context, client Client, prefix string, bounds []string, pages chan<- page) {
 	ctx = clientv3.WithRequireLeader(ctx) // a member that is cut off says so, and the next one is asked
-	if c, ok := client.(streamer); ok && stream(ctx, c, prefix, pages) {
+	if c, ok := client.(streamer); ok && len(bounds) == 0 && stream(ctx, c, prefix, pages) {
 		return
 	}
-	key, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
-	rev := int64(0)
-	for {
-		p := fetch(ctx, client, key, end, rev)
-		if !send(ctx, pages, p) || p.err != nil || !p.more {
-			return
+	key, rev := prefix, int64(0)
+	for i := range len(bounds) + 1 {
+		end := clientv3.GetPrefixRangeEnd(prefix)
+		if i < len(bounds) {
+			end = bounds[i]
 		}
-		rev = p.rev
-		key = string(p.kvs[len(p.kvs)-1].Key) + "\x00"
+		for within := true; within; {
+			p := fetch(ctx, client, key, end, rev)
+			within = p.more
+			p.more = within || i < len(bounds)
+			if !send(ctx, pages, p) || p.err != nil {
+				return
+			}
+			rev = p.rev
+			if within {
+				key = string(p.kvs[len(p.kvs)-1].Key) + "\x00"
+			}
+		}
+		key = end
 	}
 }
 

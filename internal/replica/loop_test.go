@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -15,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"pgregory.net/rapid"
 
 	"github.com/dkimzone/dkimzone/internal/etcdclient"
 	"github.com/dkimzone/dkimzone/internal/schema"
@@ -480,6 +482,38 @@ func TestPages(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Whatever the bounds, a listing brings every key once, as of one revision.
+func TestListInParts(t *testing.T) {
+	const n = 300
+	f := newFakeEtcd()
+	f.write(zoneOf(t, n))
+	prefix := schema.ZonePrefix(testZone)
+	keys := slices.Sorted(maps.Keys(f.at(2)))
+	before, after := prefix, prefix+"\xff"
+	rapid.Check(t, func(t *rapid.T) {
+		bounds := rapid.SliceOfDistinct(rapid.OneOf(rapid.SampledFrom(keys), rapid.Just(before), rapid.Just(after)), rapid.ID[string]).Draw(t, "bounds")
+		slices.Sort(bounds)
+		pages := make(chan page)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		go list(ctx, f, prefix, bounds, pages)
+		var got []string
+		for more := true; more; {
+			pg := <-pages
+			if pg.err != nil || pg.rev != 2 {
+				t.Fatalf("page at revision %d: %v", pg.rev, pg.err)
+			}
+			for _, kv := range pg.kvs {
+				got = append(got, string(kv.Key))
+			}
+			more = pg.more
+		}
+		if !slices.Equal(got, keys) {
+			t.Fatalf("listed %d keys, want %d", len(got), len(keys))
+		}
+	})
 }
 
 // streamingEtcd lists in one call, in chunks.

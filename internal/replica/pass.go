@@ -63,7 +63,14 @@ func (s *session) startPass(ctx context.Context, cause Cause) {
 	s.update(func(st *Status) { st.Resyncs[cause]++ })
 	s.pass = p
 	ctx, s.cancelPass = context.WithCancel(ctx)
-	go list(ctx, s.client, schema.ZonePrefix(s.zone), p.pages)
+	var bounds []string
+	if !p.direct {
+		bounds = s.view.divide(servingPageKeys, &s.pace)
+		for i, owner := range bounds {
+			bounds[i] = schema.RecordKey(s.zone, owner)
+		}
+	}
+	go list(ctx, s.client, schema.ZonePrefix(s.zone), bounds, p.pages)
 }
 
 // page compares one page with the view.

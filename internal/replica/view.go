@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"hash/maphash"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -231,6 +232,29 @@ func (v *view) unmarked(i int, mark uint16) []string {
 		}
 	})
 	return names
+}
+
+// divide returns names that cut the sorted records into parts of about size
+// records each; a size is a multiple of sampleEvery. Their number varies by some
+// hundreds, since only a sample of the names is sorted.
+func (v *view) divide(size int, pace *Pace) []string {
+	var sample []string
+	n := 0
+	for i := range v.shards {
+		pace.Step()
+		v.each(i, func(b block) {
+			if n++; n%sampleEvery == 0 {
+				sample = append(sample, string(b.name()))
+			}
+		})
+	}
+	slices.Sort(sample)
+	every := size / sampleEvery
+	bounds := sample[:0]
+	for i := every - 1; i < len(sample); i += every {
+		bounds = append(bounds, sample[i])
+	}
+	return bounds
 }
 
 // each calls fn for the records of one shard. A block is good only during the

@@ -193,6 +193,32 @@ func TestViewMarks(t *testing.T) {
 }
 
 // Readers see whole records only, whatever the writer does.
+func TestViewDivide(t *testing.T) {
+	const n, size = 40_000, 512
+	v := openView(t)
+	for i := range n {
+		mustPut(t, v, fmt.Sprintf("s1-d%06d._domainkey", i), schema.PublicRecord{TTL: 1})
+	}
+	bounds := v.divide(size, new(Pace))
+	if len(bounds) < n/size-1 || !slices.IsSorted(bounds) {
+		t.Fatalf("%d bounds, sorted: %t", len(bounds), slices.IsSorted(bounds))
+	}
+	last := 0
+	for _, b := range append(bounds, fmt.Sprintf("s1-d%06d._domainkey", n)) {
+		var i int
+		if _, err := fmt.Sscanf(b, "s1-d%06d._domainkey", &i); err != nil {
+			t.Fatal(err)
+		}
+		if i-last > 10*size {
+			t.Errorf("a part of %d records", i-last)
+		}
+		last = i
+	}
+	if got := openView(t).divide(size, new(Pace)); len(got) != 0 {
+		t.Errorf("an empty view has bounds %q", got)
+	}
+}
+
 func TestViewConcurrentReaders(t *testing.T) {
 	v := newView()
 	names := make([]string, 64)
