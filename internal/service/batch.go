@@ -4,15 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/status"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/evidence"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/mint"
+	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
 )
 
@@ -147,6 +151,7 @@ func (s *Service) publishTogether(ctx context.Context, brand string, b *batch) e
 			continue
 		}
 		change.Domain.UpdateTime = s.now()
+		change.Due = s.firstLook(change.Domain, b.zone)
 		changes, changed = append(changes, change), append(changed, items)
 	}
 	for n, res := range s.store.ApplyBatch(ctx, changes) {
@@ -170,6 +175,17 @@ func (s *Service) publishTogether(ctx context.Context, brand string, b *batch) e
 	b.alone = append(b.alone, alone...)
 	slices.Sort(b.alone)
 	return nil
+}
+
+// firstLook is when the controller is to look at a domain whose keys a batch has
+// published. Nothing in it may happen by itself unless it has other keys, and the
+// looks at the domains of a large batch are spread over the usual time between two.
+func (s *Service) firstLook(d keystore.Domain, z keystore.Zone) time.Time {
+	if slices.ContainsFunc(d.Keys, func(k keystore.Key) bool { return k.Custody != rotation.PublicOnly }) {
+		return time.Time{} // at once
+	}
+	interval := evidence.Policy(z, keystore.Brand{}, d).CheckInterval
+	return s.now().Add(interval/2 + rand.N(interval/2))
 }
 
 // done fills in the result of an item. It returns the errors that no item is to

@@ -6,12 +6,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/rotation"
 )
 
 // reasonOf is what a result says went wrong.
@@ -108,6 +111,32 @@ func (f *fixture) ttl(t testing.TB, domain, selector string) int32 {
 	keys := must(f.api.ListKeys(t.Context(), &dkimv1.ListKeysRequest{Parent: domain}))(t).GetKeys()
 	i := slices.IndexFunc(keys, func(k *dkimv1.Key) bool { return k.GetSelector() == selector })
 	return keys[i].GetTtlSeconds()
+}
+
+// The controller need not look at once at what a batch has published: nothing can
+// happen to it. A domain with keys of the service's own is looked at.
+func TestBatchPublishKeysIsLookedAtLater(t *testing.T) {
+	f := newFixture(t)
+	ctx := t.Context()
+	f.provision(t, spamtrap)
+	due := func(at time.Time) map[dnsname.Domain]bool {
+		domains := make(map[dnsname.Domain]bool)
+		for _, e := range must(f.store.DueBefore(ctx, at, 1000))(t) {
+			domains[e.Domain] = true
+		}
+		return domains
+	}
+	must(f.api.BatchPublishKeys(ctx, &dkimv1.BatchPublishKeysRequest{Parent: "brands/acme", Requests: []*dkimv1.PublishKeyRequest{
+		{Parent: acme + "new.example", Selector: "s1", PublicKey: newPublic(t)},
+		{Parent: spamtrap, Selector: "more", PublicKey: newPublic(t)},
+	}}))(t)
+	now := (*f.now.Load())()
+	if d := due(now); d["new.example"] || !d["spamtrap.dk"] {
+		t.Errorf("due at once: %v", d)
+	}
+	if d := due(now.Add(rotation.DefaultPolicy().CheckInterval)); !d["new.example"] {
+		t.Errorf("due within the usual time: %v", d)
+	}
 }
 
 func TestBatchPublishKeysRefusesAll(t *testing.T) {

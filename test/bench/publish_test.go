@@ -104,8 +104,7 @@ func BenchmarkPublishFile(b *testing.B) {
 		metrics := harness.Addr(b)
 		dkimd := harness.Start(b, "dkimd", harness.Dkimd, nil, "standalone", "--data-dir", dir, "--dns-listen", harness.Addr(b),
 			"--grpc-listen", harness.Addr(b), "--http-listen", harness.Addr(b), "--metrics-listen", metrics)
-		waitReady(b, metrics)
-		publishFile(b, filepath.Join(dir, "dkimctl.yaml"), map[string]*harness.Process{"dkimd": dkimd})
+		publishFile(b, filepath.Join(dir, "dkimctl.yaml"), metrics, map[string]*harness.Process{"dkimd": dkimd})
 	})
 	b.Run("serve", func(b *testing.B) {
 		pki, url, peer := harness.NewPKI(b), "https://"+harness.Addr(b), "https://"+harness.Addr(b)
@@ -122,13 +121,13 @@ func BenchmarkPublishFile(b *testing.B) {
 			"--etcd-endpoint", url, "--etcd-ca", user.CA, "--etcd-cert", user.Cert, "--etcd-key", user.Key,
 			"--tls-ca", server.CA, "--tls-cert", server.Cert, "--tls-key", server.Key, "--kek-url", pki.KEK(b),
 			"--grpc-listen", grpc, "--http-listen", harness.Addr(b), "--metrics-listen", metrics)
-		waitReady(b, metrics)
 		file := filepath.Join(b.TempDir(), "dkimctl.yaml")
 		if err := (config.Client{Address: grpc, CAFile: admin.CA, CertFile: admin.Cert, KeyFile: admin.Key}).Write(file); err != nil {
 			b.Fatal(err)
 		}
+		waitReady(b, metrics)
 		dkimctl(b, file, "zone", "create", zone, "--name-server", "ns1."+zone+"=192.0.2.53")
-		publishFile(b, file, map[string]*harness.Process{"dkimd": dkimd, "etcd": etcd})
+		publishFile(b, file, metrics, map[string]*harness.Process{"dkimd": dkimd, "etcd": etcd})
 	})
 }
 
@@ -174,9 +173,11 @@ func get(url string) ([]byte, error) {
 	return body, errors.Join(err, resp.Body.Close())
 }
 
-func publishFile(b *testing.B, config string, processes map[string]*harness.Process) {
+func publishFile(b *testing.B, config, metrics string, processes map[string]*harness.Process) {
 	b.Helper()
+	waitReady(b, metrics)
 	dkimctl(b, config, "brand", "create", "acme")
+	waitReady(b, metrics) // the brand took keys of its own from the pool
 	file := filepath.Join(b.TempDir(), "keys.tsv")
 	writeKeys(b, file)
 	before := make(map[string]time.Duration)
