@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/dkimzone/dkimzone/internal/evidence"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/mint"
@@ -62,6 +64,10 @@ type Options struct {
 	// Workers is how many domains are handled at a time. Most of their time they
 	// wait for DNS.
 	Workers int
+	// Rate is how many domains are begun a second at most, so that a million new
+	// ones leave room for the callers of the API and for etcd. After a pause
+	// as many may be begun at once.
+	Rate int
 	// Poll is how often the index is asked for what is due.
 	Poll time.Duration
 }
@@ -120,7 +126,8 @@ func (c *Controller) lead(ctx context.Context, term Term) {
 	defer c.Logger.LogAttrs(ctx, slog.LevelInfo, "leads the rotation no more")
 
 	c.pacer.reset()
-	r := &round{Controller: c, fence: term.Fence(), depose: cancel, working: make(map[keystore.Cursor]bool), slots: make(chan struct{}, c.Workers)}
+	r := &round{Controller: c, fence: term.Fence(), depose: cancel, working: make(map[keystore.Cursor]bool), slots: make(chan struct{}, c.Workers),
+		rate: rate.NewLimiter(rate.Limit(c.Rate), c.Rate)}
 	defer r.wg.Wait()
 	r.wg.Go(func() { r.reindex(ctx) })
 	r.wg.Go(func() { r.discloseAll(ctx) })
@@ -145,6 +152,7 @@ type round struct {
 	fence  *keystore.Fence
 	depose func() // ends the term: somebody else leads
 	slots  chan struct{}
+	rate   *rate.Limiter
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
@@ -172,6 +180,10 @@ func (r *round) dispatch(ctx context.Context) (busy bool, err error) {
 			continue
 		}
 		started++
+		if err := r.rate.Wait(ctx); err != nil {
+			r.end(name)
+			return false, err
+		}
 		select {
 		case r.slots <- struct{}{}:
 		case <-ctx.Done():

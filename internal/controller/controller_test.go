@@ -32,6 +32,27 @@ func checkStates(t *testing.T, w *world, name dnsname.Domain, want string) {
 	}
 }
 
+// Many domains that are due at once are begun at the rate that is allowed.
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const seconds, questions = 3, 4 // a domain of two selectors
+		w := newWorld(t)
+		for i := range testRate * (seconds + 2) {
+			w.provision(t, dnsname.Domain(fmt.Sprintf("d%04d.example", i)))
+		}
+		defer w.start(t)()
+		for i := range seconds {
+			after(time.Second)
+			w.dns.mu.Lock()
+			looks := w.dns.asked / questions
+			w.dns.mu.Unlock()
+			if most := testRate * (i + 2); looks > most || looks < most-testRate {
+				t.Errorf("%d domains were looked at after %d s, want %d to %d", looks, i+1, most-testRate, most)
+			}
+		}
+	})
+}
+
 // A year of a domain whose customer does everything right: the keys take turns,
 // and no selector shows a new key without having shown none.
 func TestYear(t *testing.T) {

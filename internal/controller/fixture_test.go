@@ -26,7 +26,8 @@ import (
 const (
 	zoneName = "keys.example.net"
 	// poll is long, so that a year of virtual time passes soon.
-	poll = 30 * time.Minute
+	poll     = 30 * time.Minute
+	testRate = 1000
 )
 
 // world is an installation without servers: a store in memory, and a DNS that
@@ -104,7 +105,7 @@ func (w *world) startWith(t *testing.T, opener controller.Opener, logger *slog.L
 	t.Helper()
 	c := controller.New(controller.Options{
 		Store: w.store, Mint: w.mint, Opener: opener, Prober: w.dns, Elector: w.terms,
-		Now: time.Now, Logger: logger, Workers: 4, Poll: poll,
+		Now: time.Now, Logger: logger, Workers: 4, Rate: testRate, Poll: poll,
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
