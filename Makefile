@@ -30,7 +30,7 @@ TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_protodeps := ./protodeps
 GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc)
 
-.PHONY: help build run test race e2e interop robustness simulate fuzz bench bench-go bench-publish bench-index bench-scale lint fmt generate generate-check tidy-check stock-build clean
+.PHONY: help build run test race e2e interop robustness simulate fuzz bench bench-go bench-publish bench-provision bench-index bench-scale lint fmt generate generate-check tidy-check stock-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
@@ -78,6 +78,9 @@ bench-go: $(TOOLS)/benchstat ## run the Go benchmarks that match BENCH; with BEN
 
 bench-publish: ## publish a file of KEYS (200000) public keys, into dkimd standalone and into dkimd serve with an etcd
 	go test -run '^$$' -bench PublishFile -benchtime $(KEYS)x -timeout 1h ./test/bench
+
+bench-provision: ## provision a file of DOMAINS (100000) domains with Ed25519, into dkimd standalone and into dkimd serve with an etcd
+	go test -run '^$$' -bench ProvisionFile -benchtime $(DOMAINS)x -timeout 2h ./test/bench
 
 bench-scale: ## measure what a zone of SCALE (200000) records asks of etcd and of DNS nodes; PART=start,resync for some of it; Linux
 	go run ./test/bench/scale -records $(SCALE) -part '$(PART)'
