@@ -17,16 +17,28 @@ import (
 )
 
 // Identity is what a client certificate says of its holder: the URI SAN
-// spiffe://dkimzone/role/<Role>/<Name>, and Name again as the common name,
-// which is the user name for an etcd with client certificate authentication.
-// Both consist of a-z, 0-9, ".", "_" and "-".
+// spiffe://dkimzone/role/<Role>/<Name>, with /<Brand> before the name of one who
+// is bound to a brand and /export-keys after that of one who may read private keys
+// out. Name stands again as the common name, which is the user name for an etcd
+// with client certificate authentication. All consist of a-z, 0-9, ".", "_" and
+// "-".
 type Identity struct {
-	Role string
-	Name string
+	Role       string
+	Name       string
+	Brand      string // empty: bound to none
+	ExportKeys bool
 }
 
 func (id Identity) uri() *url.URL {
-	return &url.URL{Scheme: "spiffe", Host: "dkimzone", Path: "/role/" + id.Role + "/" + id.Name}
+	path := "/role/" + id.Role + "/"
+	if id.Brand != "" {
+		path += id.Brand + "/"
+	}
+	path += id.Name
+	if id.ExportKeys {
+		path += "/export-keys"
+	}
+	return &url.URL{Scheme: "spiffe", Host: "dkimzone", Path: path}
 }
 
 var (
@@ -61,8 +73,8 @@ func (c *CA) EnsurePeer(name string, hosts []string, now time.Time) (certFile, k
 // EnsureClient returns the files of a client certificate for id: <name>.crt
 // and <name>.key in the CA's directory, issued anew when EnsureServer would.
 func (c *CA) EnsureClient(name string, id Identity, now time.Time) (certFile, keyFile string, err error) {
-	if !nameForm.MatchString(id.Role) || !nameForm.MatchString(id.Name) {
-		return "", "", fmt.Errorf("client certificate %s: role %q or name %q is not made of a-z, 0-9, '.', '_' and '-'", name, id.Role, id.Name)
+	if !nameForm.MatchString(id.Role) || !nameForm.MatchString(id.Name) || id.Brand != "" && !nameForm.MatchString(id.Brand) {
+		return "", "", fmt.Errorf("client certificate %s: role %q, name %q or brand %q is not made of a-z, 0-9, '.', '_' and '-'", name, id.Role, id.Name, id.Brand)
 	}
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: id.Name},
