@@ -118,8 +118,8 @@ func (s *Store) UpdateBrand(ctx context.Context, b Brand) (Brand, error) {
 }
 
 // DeleteBrand removes a brand, if it is still the one b was read as, and with it,
-// in one transaction, its own domains, as they were read; their UpdateTime is the
-// time of the deletion. Its wrapped data keys stay: another process may hold them
+// in one transaction, its secrets and its own domains, as they were read; their
+// UpdateTime is the time of the deletion. Its wrapped data keys stay: another process may hold them
 // and seal with them for a brand of that name made anew. It returns
 // ErrBrandNotEmpty if there is any other domain, ErrBrandNotFound, ErrConflict and
 // ErrTooManyKeys.
@@ -136,7 +136,8 @@ func (s *Store) DeleteBrand(ctx context.Context, b Brand, own ...Domain) error {
 	if hasOther(resp.Responses[0].GetResponseRange(), own) {
 		return fmt.Errorf("%w: %s", ErrBrandNotEmpty, b.Name)
 	}
-	cmps, ops := []clientv3.Cmp{unchanged(key, b.Revision)}, []clientv3.Op{clientv3.OpDelete(key)}
+	cmps := []clientv3.Cmp{unchanged(key, b.Revision)}
+	ops := []clientv3.Op{clientv3.OpDelete(key), clientv3.OpDelete(schema.SecretPrefix(b.Name), clientv3.WithPrefix())}
 	from := domains
 	for i, d := range own {
 		domainKey := schema.DomainKey(b.Name, string(d.Name))

@@ -13,6 +13,8 @@
 //	/dkim/v1/meta/signers/<id>
 //	/dkim/v1/meta/reports/<brand>/<domain>/<signer id>
 //	/dkim/v1/meta/disclosed/<brand>/<domain>/<key id>  disclosed private key
+//	/dkim/v1/meta/tokens/<id>                     hash of a bearer token, and whose it is
+//	/dkim/v1/meta/secrets/<brand>/<id>            hash of a brand's secret
 //	/dkim/v1/meta/leader/                         election of the controller's leader
 //	/dkim/v1/priv/deks/<brand>/<n>                wrapped data key
 //	/dkim/v1/priv/keys/<brand>/<domain>/<key id>  sealed private key

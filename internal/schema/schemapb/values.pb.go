@@ -1444,6 +1444,235 @@ func (x *DisclosedKey) GetEndTimeMicros() int64 {
 	return 0
 }
 
+// Token is the value of meta/tokens/<id>.
+type Token struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the whole token.
+	Hash             []byte `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	Role             string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	Name             string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Brand            string `protobuf:"bytes,4,opt,name=brand,proto3" json:"brand,omitempty"`
+	ExportKeys       bool   `protobuf:"varint,5,opt,name=export_keys,json=exportKeys,proto3" json:"export_keys,omitempty"`
+	Description      string `protobuf:"bytes,6,opt,name=description,proto3" json:"description,omitempty"`
+	CreateTimeMicros int64  `protobuf:"varint,7,opt,name=create_time_micros,json=createTimeMicros,proto3" json:"create_time_micros,omitempty"`
+	ExpireTimeMicros int64  `protobuf:"varint,8,opt,name=expire_time_micros,json=expireTimeMicros,proto3" json:"expire_time_micros,omitempty"`
+	Creator          string `protobuf:"bytes,9,opt,name=creator,proto3" json:"creator,omitempty"`
+	// When its brand was created: a brand of the same name made anew is another.
+	BrandCreateTimeMicros int64 `protobuf:"varint,10,opt,name=brand_create_time_micros,json=brandCreateTimeMicros,proto3" json:"brand_create_time_micros,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_schemapb_values_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Token) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Token) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Token) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Token) GetBrand() string {
+	if x != nil {
+		return x.Brand
+	}
+	return ""
+}
+
+func (x *Token) GetExportKeys() bool {
+	if x != nil {
+		return x.ExportKeys
+	}
+	return false
+}
+
+func (x *Token) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Token) GetCreateTimeMicros() int64 {
+	if x != nil {
+		return x.CreateTimeMicros
+	}
+	return 0
+}
+
+func (x *Token) GetExpireTimeMicros() int64 {
+	if x != nil {
+		return x.ExpireTimeMicros
+	}
+	return 0
+}
+
+func (x *Token) GetCreator() string {
+	if x != nil {
+		return x.Creator
+	}
+	return ""
+}
+
+func (x *Token) GetBrandCreateTimeMicros() int64 {
+	if x != nil {
+		return x.BrandCreateTimeMicros
+	}
+	return 0
+}
+
+// BrandSecret is the value of meta/secrets/<brand>/<id>.
+type BrandSecret struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// argon2id of the whole secret.
+	Hash             []byte `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	Salt             []byte `protobuf:"bytes,2,opt,name=salt,proto3" json:"salt,omitempty"`
+	Passes           uint32 `protobuf:"varint,3,opt,name=passes,proto3" json:"passes,omitempty"`
+	MemoryKib        uint32 `protobuf:"varint,4,opt,name=memory_kib,json=memoryKib,proto3" json:"memory_kib,omitempty"`
+	Threads          uint32 `protobuf:"varint,5,opt,name=threads,proto3" json:"threads,omitempty"`
+	Description      string `protobuf:"bytes,6,opt,name=description,proto3" json:"description,omitempty"`
+	CreateTimeMicros int64  `protobuf:"varint,7,opt,name=create_time_micros,json=createTimeMicros,proto3" json:"create_time_micros,omitempty"`
+	ExpireTimeMicros int64  `protobuf:"varint,8,opt,name=expire_time_micros,json=expireTimeMicros,proto3" json:"expire_time_micros,omitempty"` // 0: never
+	Creator          string `protobuf:"bytes,9,opt,name=creator,proto3" json:"creator,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *BrandSecret) Reset() {
+	*x = BrandSecret{}
+	mi := &file_schemapb_values_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BrandSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BrandSecret) ProtoMessage() {}
+
+func (x *BrandSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BrandSecret.ProtoReflect.Descriptor instead.
+func (*BrandSecret) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *BrandSecret) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *BrandSecret) GetSalt() []byte {
+	if x != nil {
+		return x.Salt
+	}
+	return nil
+}
+
+func (x *BrandSecret) GetPasses() uint32 {
+	if x != nil {
+		return x.Passes
+	}
+	return 0
+}
+
+func (x *BrandSecret) GetMemoryKib() uint32 {
+	if x != nil {
+		return x.MemoryKib
+	}
+	return 0
+}
+
+func (x *BrandSecret) GetThreads() uint32 {
+	if x != nil {
+		return x.Threads
+	}
+	return 0
+}
+
+func (x *BrandSecret) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *BrandSecret) GetCreateTimeMicros() int64 {
+	if x != nil {
+		return x.CreateTimeMicros
+	}
+	return 0
+}
+
+func (x *BrandSecret) GetExpireTimeMicros() int64 {
+	if x != nil {
+		return x.ExpireTimeMicros
+	}
+	return 0
+}
+
+func (x *BrandSecret) GetCreator() string {
+	if x != nil {
+		return x.Creator
+	}
+	return ""
+}
+
 var File_schemapb_values_proto protoreflect.FileDescriptor
 
 const file_schemapb_values_proto_rawDesc = "" +
@@ -1591,7 +1820,31 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\x13destroy_time_micros\x18\x04 \x01(\x03R\x11destroyTimeMicros\x120\n" +
 	"\x14disclose_time_micros\x18\x05 \x01(\x03R\x12discloseTimeMicros\x120\n" +
 	"\x14activate_time_micros\x18\x06 \x01(\x03R\x12activateTimeMicros\x12&\n" +
-	"\x0fend_time_micros\x18\a \x01(\x03R\rendTimeMicrosB7Z5github.com/dkimzone/dkimzone/internal/schema/schemapbb\x06proto3"
+	"\x0fend_time_micros\x18\a \x01(\x03R\rendTimeMicros\"\xcb\x02\n" +
+	"\x05Token\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05brand\x18\x04 \x01(\tR\x05brand\x12\x1f\n" +
+	"\vexport_keys\x18\x05 \x01(\bR\n" +
+	"exportKeys\x12 \n" +
+	"\vdescription\x18\x06 \x01(\tR\vdescription\x12,\n" +
+	"\x12create_time_micros\x18\a \x01(\x03R\x10createTimeMicros\x12,\n" +
+	"\x12expire_time_micros\x18\b \x01(\x03R\x10expireTimeMicros\x12\x18\n" +
+	"\acreator\x18\t \x01(\tR\acreator\x127\n" +
+	"\x18brand_create_time_micros\x18\n" +
+	" \x01(\x03R\x15brandCreateTimeMicros\"\x9e\x02\n" +
+	"\vBrandSecret\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04salt\x18\x02 \x01(\fR\x04salt\x12\x16\n" +
+	"\x06passes\x18\x03 \x01(\rR\x06passes\x12\x1d\n" +
+	"\n" +
+	"memory_kib\x18\x04 \x01(\rR\tmemoryKib\x12\x18\n" +
+	"\athreads\x18\x05 \x01(\rR\athreads\x12 \n" +
+	"\vdescription\x18\x06 \x01(\tR\vdescription\x12,\n" +
+	"\x12create_time_micros\x18\a \x01(\x03R\x10createTimeMicros\x12,\n" +
+	"\x12expire_time_micros\x18\b \x01(\x03R\x10expireTimeMicros\x12\x18\n" +
+	"\acreator\x18\t \x01(\tR\acreatorB7Z5github.com/dkimzone/dkimzone/internal/schema/schemapbb\x06proto3"
 
 var (
 	file_schemapb_values_proto_rawDescOnce sync.Once
@@ -1605,7 +1858,7 @@ func file_schemapb_values_proto_rawDescGZIP() []byte {
 	return file_schemapb_values_proto_rawDescData
 }
 
-var file_schemapb_values_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_schemapb_values_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_schemapb_values_proto_goTypes = []any{
 	(*PublicRecord)(nil), // 0: schemapb.PublicRecord
 	(*Apex)(nil),         // 1: schemapb.Apex
@@ -1623,6 +1876,8 @@ var file_schemapb_values_proto_goTypes = []any{
 	(*Report)(nil),       // 13: schemapb.Report
 	(*RetainedKey)(nil),  // 14: schemapb.RetainedKey
 	(*DisclosedKey)(nil), // 15: schemapb.DisclosedKey
+	(*Token)(nil),        // 16: schemapb.Token
+	(*BrandSecret)(nil),  // 17: schemapb.BrandSecret
 }
 var file_schemapb_values_proto_depIdxs = []int32{
 	2,  // 0: schemapb.Apex.name_servers:type_name -> schemapb.NameServer
@@ -1651,7 +1906,7 @@ func file_schemapb_values_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_schemapb_values_proto_rawDesc), len(file_schemapb_values_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
