@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/dkimzone/dkimzone/internal/authn"
 	"github.com/dkimzone/dkimzone/internal/envelope"
 	"github.com/dkimzone/dkimzone/internal/keygen"
 	"github.com/dkimzone/dkimzone/internal/keypair"
@@ -33,8 +34,8 @@ const (
 
 // Listen is where dkimd listens.
 type Listen struct {
-	GRPC    string // mutual TLS
-	HTTP    string // HTTPS, mutual TLS
+	GRPC    string // TLS
+	HTTP    string // HTTPS
 	Metrics string // plain HTTP: /metrics, /healthz, /readyz
 	// Disclosure is where disclosed keys are served, plain HTTP; "": nowhere.
 	Disclosure string
@@ -97,17 +98,24 @@ type backend struct {
 	mint   *mint.Mint
 	prober *prober.Prober
 	api    *service.Service
+	authn  *authn.Authenticator
+	access *service.Access
 }
 
 // newBackend opens the key-encryption key, makes sure that it is the one that
 // the stored data keys were wrapped with, later if etcd does not answer now, and
 // starts to generate keys.
-func newBackend(ctx context.Context, client keystore.Client, kekURL string, p *prober.Prober, logger *slog.Logger) (*backend, error) {
+func newBackend(ctx context.Context, client keystore.Client, kekURL string, access Access, p *prober.Prober, logger *slog.Logger) (*backend, error) {
+	store := keystore.New(client, storeTimeout)
+	who, err := access.authenticator(store, logger)
+	if err != nil {
+		return nil, err
+	}
 	keeper, err := envelope.OpenKeeper(ctx, kekURL)
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{store: keystore.New(client, storeTimeout), keeper: keeper, prober: p}
+	b := &backend{store: store, keeper: keeper, prober: p, authn: who, access: service.NewAccess(store, who.Forget, time.Now)}
 	b.sealer = &checkedSealer{sealer: envelope.NewSealer(keeper, b.store), store: b.store}
 	if err := b.sealer.check(ctx); err != nil && !errors.Is(err, keystore.ErrUnavailable) {
 		_ = b.keeper.Close() // it holds no resource that matters any more

@@ -7,13 +7,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/dkimzone/dkimzone/internal/authn"
 	"github.com/dkimzone/dkimzone/internal/pki"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
@@ -79,6 +79,7 @@ admin certificates (<data-dir>/pki), and the client configuration
 	f.StringVar(&o.Zone, "zone", "keys.example.net", "hosting `zone`, created on the first start; further ones with `dkimctl zone create`")
 	f.StringVar(&o.DNS, "dns-listen", "127.0.0.1:1053", "`address` of the name server, UDP and TCP")
 	listenFlags(f, &o.Listen)
+	o.Access.add(f)
 	o.Checks.add(f)
 	logs.add(f)
 	return cmd
@@ -120,6 +121,7 @@ by CoreDNS nodes with the dkim plugin.`,
 	f.StringVar(&o.KeyFile, "tls-key", "", "`file` with its private key")
 	f.StringVar(&o.KEK, "kek-url", "", "`URL` of the key-encryption key: file:///path, made by `dkimd pki kek`")
 	listenFlags(f, &o.Listen)
+	o.Access.add(f)
 	o.Checks.add(f)
 	logs.add(f)
 	return cmd
@@ -134,8 +136,8 @@ func unlessStopped(ctx context.Context, err error) error {
 }
 
 func listenFlags(f *pflag.FlagSet, l *Listen) {
-	f.StringVar(&l.GRPC, "grpc-listen", "127.0.0.1:9443", "`address` of the gRPC service, mutual TLS")
-	f.StringVar(&l.HTTP, "http-listen", "127.0.0.1:9080", "`address` of HTTPS, mutual TLS")
+	f.StringVar(&l.GRPC, "grpc-listen", "127.0.0.1:9443", "`address` of the gRPC service, TLS")
+	f.StringVar(&l.HTTP, "http-listen", "127.0.0.1:9080", "`address` of HTTPS")
 	f.StringVar(&l.Metrics, "metrics-listen", "127.0.0.1:9081", "`address` of /metrics, /healthz and /readyz, plain HTTP")
 	f.StringVar(&l.Disclosure, "disclosure-listen", "", "`address` where everybody may read the private keys that brands disclose, plain HTTP (default none)")
 }
@@ -179,9 +181,9 @@ func pkiCommand() *cobra.Command {
 		Short: "Make certificates and the key-encryption key of a small installation",
 		Long: `Makes a CA and the certificates of an installation of several processes. A larger
 installation uses its own CA instead: dkimd wants server certificates for its
-listeners, and client certificates with the URI SAN
-spiffe://dkimzone/role/admin/NAME, or .../role/signer/NAME for those who sign
-mail.`,
+listeners, and client certificates with one URI SAN that begins with
+spiffe://dkimzone/role/ and goes on with admin/NAME, brand/BRAND/NAME,
+signer/[BRAND/]NAME or auditor/[BRAND/]NAME.`,
 		RunE: onlySubcommands,
 	}
 	cmd.PersistentFlags().StringVar(&dir, "dir", "./pki", "`directory` of the CA and the certificates")
@@ -203,6 +205,23 @@ mail.`,
 			},
 		}
 	}
+	var exportKeys bool
+	client := issue("client NAME ROLE [BRAND]", "Certificate of a caller (role admin, brand, signer or auditor), or of a user of etcd (role etcd)",
+		"  dkimd pki client alice admin\n  dkimd pki client mx1 signer\n  dkimd pki client shop brand acme\n  dkimd pki client dns1 etcd", cobra.RangeArgs(2, 3),
+		func(ca *pki.CA, args []string) (string, string, error) {
+			id := pki.Identity{Role: args[1], Name: args[0], ExportKeys: exportKeys}
+			if len(args) == 3 {
+				id.Brand = args[2]
+			}
+			if id.Role != "etcd" || id.Brand != "" || id.ExportKeys {
+				who := authn.Identity{Role: authn.Role(id.Role), Name: id.Name, Brand: id.Brand, ExportKeys: id.ExportKeys}
+				if err := who.Check(); err != nil {
+					return "", "", err
+				}
+			}
+			return ca.EnsureClient(args[0], id, time.Now())
+		})
+	client.Flags().BoolVar(&exportKeys, "export-keys", false, "with the permission to read private keys out, for role admin")
 	cmd.AddCommand(
 		issue("server NAME HOST...", "Certificate of a dkimd, for the names and addresses it is called by",
 			"  dkimd pki server dkimd1 dkimd1.example.net 192.0.2.10", cobra.MinimumNArgs(2),
@@ -214,14 +233,7 @@ mail.`,
 			func(ca *pki.CA, args []string) (string, string, error) {
 				return ca.EnsurePeer(args[0], args[1:], time.Now())
 			}),
-		issue("client NAME ROLE", "Certificate of a caller (role admin or signer), or of a user of etcd (role etcd)",
-			"  dkimd pki client alice admin\n  dkimd pki client mx1 signer\n  dkimd pki client dns1 etcd", cobra.ExactArgs(2),
-			func(ca *pki.CA, args []string) (string, string, error) {
-				if !slices.Contains([]string{"admin", "signer", "etcd"}, args[1]) {
-					return "", "", fmt.Errorf("role %q: use admin, signer or etcd", args[1])
-				}
-				return ca.EnsureClient(args[0], pki.Identity{Role: args[1], Name: args[0]}, time.Now())
-			}),
+		client,
 		&cobra.Command{
 			Use: "kek FILE", Short: "A new key-encryption key, for --kek-url file:///FILE", Args: cobra.ExactArgs(1),
 			RunE: func(cmd *cobra.Command, args []string) error { return createKeyFile(cmd.OutOrStdout(), args[0]) },

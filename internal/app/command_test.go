@@ -76,7 +76,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{"dns address", []string{"standalone", "--data-dir", t.TempDir(), "--dns-listen", "nowhere"}, "--dns-listen nowhere"},
 		{"grpc address", []string{"standalone", "--data-dir", t.TempDir(), "--dns-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:99999"}, "--grpc-listen"},
 		{"serve without etcd", []string{"serve"}, "--etcd-endpoint (or DKIMD_ETCD_ENDPOINT) is needed"},
-		{"pki role", []string{"pki", "--dir", t.TempDir(), "client", "alice", "king"}, "use admin, signer or etcd"},
+		{"pki role", []string{"pki", "--dir", t.TempDir(), "client", "alice", "king"}, "use admin, brand, signer or auditor"},
 		{"pki server without host", []string{"pki", "server", "dkimd1"}, "arg"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

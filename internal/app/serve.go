@@ -17,6 +17,7 @@ type Serve struct {
 	CAFile, CertFile, KeyFile string // of the gRPC and HTTPS listeners
 	KEK                       string // URL of the key-encryption key
 	Listen
+	Access Access
 	Checks Checks
 	Logger *slog.Logger
 	// Started, if not nil, is called with the bound addresses once all serve.
@@ -44,7 +45,7 @@ func (o Serve) Run(ctx context.Context) error {
 		return err
 	}
 	defer bound.close()
-	backend, err := newBackend(ctx, client, o.KEK, dns, o.Logger)
+	backend, err := newBackend(ctx, client, o.KEK, o.Access, dns, o.Logger)
 	if err != nil {
 		return err
 	}
@@ -56,6 +57,6 @@ func (o Serve) Run(ctx context.Context) error {
 	if o.Started != nil {
 		o.Started(a)
 	}
-	defer backend.startRotation(ctx, leader.NewCandidate(client, schema.LeaderPrefix(), candidate(), leaseTTL), o.Checks.Rate, o.Logger)()
+	defer backend.startRotation(ctx, leader.NewCandidate(client, schema.LeaderPrefix(), candidate(), leaseTTL), o.Logger)()
 	return srv.run(ctx)
 }

@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/authz"
 	"github.com/dkimzone/dkimzone/internal/service"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
@@ -29,6 +31,8 @@ const (
 	// maxMessage bounds a request. The largest that makes sense is a provision
 	// of a dozen selectors, some kilobytes.
 	maxMessage = 1 << 20
+	// maxHeader bounds the headers of a request.
+	maxHeader = 32 << 10
 	// maxStreams bounds the calls in flight on one connection.
 	maxStreams = 1000
 	// healthInterval is how often the gRPC health status is looked at.
@@ -63,11 +67,13 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(append([]grpc.UnaryServerInterceptor{countUnary, service.UnaryInterceptor(logger)}, unary...)...),
-		grpc.ChainStreamInterceptor(countStream, endStreams(s.stopping), service.StreamInterceptor(logger)),
+		grpc.MaxHeaderListSize(maxHeader),
+		grpc.ChainUnaryInterceptor(append(s.unary(b), unary...)...),
+		grpc.ChainStreamInterceptor(s.stream(b)...),
 	)
 	dkimv1.RegisterKeyManagementServer(s.grpc, b.api)
 	dkimv1.RegisterSignerServer(s.grpc, b.api)
+	dkimv1.RegisterAccessControlServer(s.grpc, b.access)
 	s.health = health.NewServer()
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
@@ -78,7 +84,7 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    32 << 10,
+		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
 	s.metrics = telemetry.NewServer(s.checks, logger)
@@ -86,6 +92,20 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 		s.disclosure = newDisclosureServer(b.store, logger)
 	}
 	return s
+}
+
+// unary are the interceptors that every unary call goes through, in this order.
+func (s *servers) unary(b *backend) []grpc.UnaryServerInterceptor {
+	return []grpc.UnaryServerInterceptor{
+		countUnary, service.UnaryInterceptor(s.logger), authn.TagUnary, b.authn.UnaryInterceptor, authz.UnaryInterceptor,
+	}
+}
+
+// stream is unary for streams.
+func (s *servers) stream(b *backend) []grpc.StreamServerInterceptor {
+	return []grpc.StreamServerInterceptor{
+		countStream, endStreams(s.stopping), service.StreamInterceptor(s.logger), authn.TagStream, b.authn.StreamInterceptor, authz.StreamInterceptor,
+	}
 }
 
 // httpHandler is what HTTPS offers besides what others add to it.
@@ -176,6 +196,7 @@ func (s *servers) watchHealth(ctx context.Context) {
 		s.health.SetServingStatus("", status)
 		s.health.SetServingStatus(dkimv1.KeyManagement_ServiceDesc.ServiceName, status)
 		s.health.SetServingStatus(dkimv1.Signer_ServiceDesc.ServiceName, status)
+		s.health.SetServingStatus(dkimv1.AccessControl_ServiceDesc.ServiceName, status)
 		select {
 		case <-ctx.Done():
 			return

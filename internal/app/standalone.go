@@ -37,6 +37,7 @@ type Standalone struct {
 	Zone    string // created on the first start
 	DNS     string // address of the name server, UDP and TCP
 	Listen
+	Access Access
 	Checks Checks
 	Logger *slog.Logger
 	// Out gets the few lines that tell a person how to go on.
@@ -91,7 +92,7 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	backend, err := newBackend(ctx, etcd.Client(), kek, dns, o.Logger)
+	backend, err := newBackend(ctx, etcd.Client(), kek, o.Access, dns, o.Logger)
 	if err != nil {
 		return err
 	}
@@ -141,7 +142,7 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 		o.Started(addresses)
 	}
 	candidate := leader.NewCandidate(etcd.Client(), schema.LeaderPrefix(), candidate(), leaseTTL)
-	defer backend.startRotation(ctx, candidate, o.Checks.Rate, o.Logger)()
+	defer backend.startRotation(ctx, candidate, o.Logger)()
 	if err := srv.run(ctx); err != nil {
 		return err
 	}
@@ -343,8 +344,8 @@ func (o Standalone) greet(zone dnsname.Zone, a Addresses) {
 	}
 	fmt.Fprintf(o.Out, `dkimd serves zone %s
   DNS      %s (UDP and TCP)
-  gRPC     %s (mutual TLS; client configuration %s)
-  HTTPS    %s (mutual TLS)
+  gRPC     %s (TLS; client configuration %s)
+  HTTPS    %s
   metrics  http://%s/metrics
 
 Go on in another terminal:

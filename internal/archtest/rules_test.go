@@ -84,6 +84,16 @@ var owners = []owner{
 		reason:     "only a standalone process runs an etcd member of its own",
 	},
 	{
+		dependency: "github.com/coreos/go-oidc",
+		owners:     []string{"internal/authn"},
+		reason:     "who a caller is is told in one place",
+	},
+	{
+		dependency: "golang.org/x/crypto/argon2",
+		owners:     []string{"internal/authn"},
+		reason:     "secrets are hashed and compared in one place",
+	},
+	{
 		dependency: "go.etcd.io/bbolt",
 		owners:     []string{"internal/replica", "internal/embedetcd"}, // embedetcd looks whether etcd's own file is locked
 		reason:     "the file beside the replica is the only database that this code opens itself",

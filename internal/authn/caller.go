@@ -1,3 +1,7 @@
+// Package authn tells who calls: by a client certificate, a bearer token, a JWT
+// of an OpenID Connect issuer, or the secret of a brand. Credentials that are
+// kept here are stored as hashes only; what is secret of them is in no log and no
+// error.
 package authn
 
 import (
@@ -62,16 +66,41 @@ type Caller struct {
 	CredentialID string
 }
 
-type callerKey struct{}
+type callKey struct{}
 
-// NewContext returns a context that carries caller.
-func NewContext(ctx context.Context, caller Caller) context.Context {
-	return context.WithValue(ctx, callerKey{}, caller)
+// call is what becomes known of a call, step by step: contexts that were derived
+// before the caller was known know him afterwards.
+type call struct {
+	caller        Caller
+	authenticated bool
 }
 
-// FromContext returns the caller that NewContext put into ctx, or false where
-// there is none: the call was not authenticated.
+// begin returns the context of a call whose caller is not known yet.
+func begin(ctx context.Context, addr netip.Addr, requestID string) context.Context {
+	return context.WithValue(ctx, callKey{}, &call{caller: Caller{Addr: addr, RequestID: requestID}})
+}
+
+// NewContext returns a context that carries caller. If ctx is of a call that
+// [TagUnary] or [TagStream] has begun, ctx carries him too from now on, and he
+// gets the request id of the call if he has none.
+func NewContext(ctx context.Context, caller Caller) context.Context {
+	if c, ok := ctx.Value(callKey{}).(*call); ok && !c.authenticated {
+		if caller.RequestID == "" {
+			caller.RequestID = c.caller.RequestID
+		}
+		c.caller, c.authenticated = caller, true
+		return ctx
+	}
+	return context.WithValue(ctx, callKey{}, &call{caller, true})
+}
+
+// FromContext returns the caller that NewContext put into ctx. It returns false
+// where there is none: the call is not, or not yet, authenticated. Then the
+// address and the request id are there all the same, if the call was begun.
 func FromContext(ctx context.Context) (Caller, bool) {
-	caller, ok := ctx.Value(callerKey{}).(Caller)
-	return caller, ok
+	c, ok := ctx.Value(callKey{}).(*call)
+	if !ok {
+		return Caller{}, false
+	}
+	return c.caller, c.authenticated
 }

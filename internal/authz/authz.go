@@ -1,66 +1,157 @@
-// Package authz says which role may call which method. What is not in the table
-// is denied.
+// Package authz says who may call which method, and about what. It decides by
+// the names in the request alone, before anything is looked up, so that a
+// refusal does not tell whether something is there. What is not in its table is
+// denied.
 package authz
 
 import (
+	"context"
+	"fmt"
 	"slices"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/dkimzone/dkimzone/internal/authn"
 )
 
-const (
-	keyManagement = "/dkim.v1.KeyManagement/"
-	signer        = "/dkim.v1.Signer/"
-)
+// ReasonDenied is the reason of every refusal, in its ErrorInfo.
+const ReasonDenied = "PERMISSION_DENIED"
 
-// table has a row for each method of each service.
-var table = map[string][]authn.Role{
-	keyManagement + "CreateZone":          {authn.Admin},
-	keyManagement + "GetZone":             {authn.Admin},
-	keyManagement + "ListZones":           {authn.Admin},
-	keyManagement + "UpdateZone":          {authn.Admin},
-	keyManagement + "DeleteZone":          {authn.Admin},
-	keyManagement + "AcceptZoneDeletions": {authn.Admin},
-	keyManagement + "ExportZone":          {authn.Admin},
-	keyManagement + "CreateBrand":         {authn.Admin},
-	keyManagement + "GetBrand":            {authn.Admin},
-	keyManagement + "ListBrands":          {authn.Admin},
-	keyManagement + "UpdateBrand":         {authn.Admin},
-	keyManagement + "DeleteBrand":         {authn.Admin},
-	keyManagement + "ProvisionDomain":     {authn.Admin},
-	keyManagement + "GetDomain":           {authn.Admin},
-	keyManagement + "ListDomains":         {authn.Admin},
-	keyManagement + "DeleteDomain":        {authn.Admin},
-	keyManagement + "RotateDomain":        {authn.Admin},
-	keyManagement + "WatchDomains":        {authn.Admin},
-	keyManagement + "ListKeys":            {authn.Admin},
-	keyManagement + "GetKey":              {authn.Admin},
-	keyManagement + "PublishKey":          {authn.Admin},
-	keyManagement + "BatchPublishKeys":    {authn.Admin},
-	keyManagement + "DeleteKey":           {authn.Admin},
-	keyManagement + "UpdateDomain":        {authn.Admin},
-	keyManagement + "CheckDomain":         {authn.Admin},
-	keyManagement + "PlanRotation":        {authn.Admin},
-	keyManagement + "ListDomainEvents":    {authn.Admin},
-	keyManagement + "RevokeKey":           {authn.Admin},
-	keyManagement + "GetSigner":           {authn.Admin},
-	keyManagement + "ListSigners":         {authn.Admin},
-	keyManagement + "DeleteSigner":        {authn.Admin},
-
-	signer + "RegisterSigner":     {authn.Admin, authn.Signer},
-	signer + "ReportUse":          {authn.Admin, authn.Signer},
-	signer + "ResolveSigningKeys": {authn.Admin, authn.Signer},
-
-	"/grpc.health.v1.Health/Check": {authn.Admin, authn.Signer},
-	"/grpc.health.v1.Health/List":  {authn.Admin, authn.Signer},
-	"/grpc.health.v1.Health/Watch": {authn.Admin, authn.Signer},
-
-	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      {authn.Admin},
-	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": {authn.Admin},
+// Method reports, by nil or a refusal for the caller, whether id may call a
+// method, given as "/package.Service/Method", at all.
+func Method(id authn.Identity, method string) error {
+	r, ok := table[method]
+	switch {
+	case !ok || !slices.Contains(r.roles, id.Role) || id.Check() != nil:
+		return denied(fmt.Sprintf("%s may not call %s", id, method))
+	case r.exportKeys && !id.ExportKeys:
+		return denied(fmt.Sprintf("%s may not export keys", id))
+	case id.Brand != "" && len(r.brand) == 0 && !r.filtered:
+		return denied(fmt.Sprintf("%s is bound to brand %s and may not call %s", id, id.Brand, method))
+	}
+	return nil
 }
 
-// Allowed reports whether an identity may call a method, given as
-// "/package.Service/Method".
-func Allowed(id authn.Identity, method string) bool {
-	return slices.Contains(table[method], id.Role)
+// Request is Method for a request.
+func Request(id authn.Identity, method string, req proto.Message) error {
+	if err := Method(id, method); err != nil {
+		return err
+	}
+	if id.Brand == "" {
+		return nil
+	}
+	r := table[method]
+	for _, path := range r.brand {
+		names, err := fieldValues(req.ProtoReflect(), path)
+		if err != nil {
+			return denied(err.Error())
+		}
+		for _, name := range names {
+			if !within(name, id.Brand) && (!r.filtered || !open(name)) {
+				return denied(fmt.Sprintf("%s is bound to brand %s: %s must be in brands/%s", id, id.Brand, path, id.Brand))
+			}
+		}
+	}
+	return nil
+}
+
+// within reports whether a resource name is that of a brand or of something in
+// it.
+func within(name, brand string) bool {
+	rest, ok := strings.CutPrefix(name, "brands/"+brand)
+	return ok && (rest == "" || rest[0] == '/')
+}
+
+// open reports whether a name leaves the brand open.
+func open(name string) bool { return name == "" || within(name, "-") }
+
+// fieldValues are the strings in a field, which a path of field names gives.
+// Those of an absent message are empty; a list has as many as it has elements.
+func fieldValues(m protoreflect.Message, path string) ([]string, error) {
+	name, rest, deeper := strings.Cut(path, ".")
+	field := m.Descriptor().Fields().ByName(protoreflect.Name(name))
+	if field == nil || field.IsMap() || (field.Message() != nil) != deeper || !deeper && field.Kind() != protoreflect.StringKind {
+		return nil, fmt.Errorf("%s has no field %s to judge by", m.Descriptor().FullName(), path)
+	}
+	value := m.Get(field)
+	if !field.IsList() {
+		if deeper {
+			return fieldValues(value.Message(), rest)
+		}
+		return []string{value.String()}, nil
+	}
+	var values []string
+	for i := range value.List().Len() {
+		element := value.List().Get(i)
+		if !deeper {
+			values = append(values, element.String())
+			continue
+		}
+		inner, err := fieldValues(element.Message(), rest)
+		if err != nil {
+			return nil, err
+		}
+		values = append(values, inner...)
+	}
+	return values, nil
+}
+
+func denied(message string) error {
+	st, err := status.New(codes.PermissionDenied, message).WithDetails(&errdetails.ErrorInfo{Reason: ReasonDenied, Domain: "dkimzone"})
+	if err != nil {
+		return fmt.Errorf("details of %s: %w", ReasonDenied, err)
+	}
+	return st.Err()
+}
+
+// UnaryInterceptor lets only those calls through that the caller whom authn
+// recognised may make.
+func UnaryInterceptor(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	m, ok := req.(proto.Message)
+	caller, known := authn.FromContext(ctx)
+	if !ok || !known {
+		return nil, denied("nobody may call " + info.FullMethod + " so")
+	}
+	if err := Request(caller.Identity, info.FullMethod, m); err != nil {
+		return nil, err
+	}
+	return handler(ctx, req)
+}
+
+// StreamInterceptor is UnaryInterceptor for streams, each request of which is
+// judged.
+func StreamInterceptor(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	caller, known := authn.FromContext(stream.Context())
+	if !known {
+		return denied("nobody may call " + info.FullMethod + " so")
+	}
+	if err := Method(caller.Identity, info.FullMethod); err != nil {
+		return err
+	}
+	return handler(srv, judgedStream{stream, caller.Identity, info.FullMethod})
+}
+
+type judgedStream struct {
+	grpc.ServerStream
+
+	id     authn.Identity
+	method string
+}
+
+// RecvMsg implements grpc.ServerStream.
+func (s judgedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	req, ok := m.(proto.Message)
+	if !ok {
+		return denied("nobody may call " + s.method + " so")
+	}
+	return Request(s.id, s.method, req)
 }

@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/authz"
 	"github.com/dkimzone/dkimzone/internal/config"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
@@ -35,6 +37,7 @@ import (
 // fixture is an installation: the service over a store in memory, behind mTLS,
 // and two name servers of the zone keys.example.net.
 type fixture struct {
+	store       *keystore.Store
 	service     *service.Service
 	keys        *keySource
 	clock       *clock
@@ -51,7 +54,8 @@ type fixture struct {
 // does, and the files of another authority in dir/other.
 func newFixture(dir string) (*fixture, error) {
 	f := &fixture{keys: newKeySource(), clock: &clock{}, customers: &customers{}, faults: &faults{}, nameServers: make(map[string]*nameServer)}
-	f.service = service.New(keystore.New(keystoretest.NewFake(), time.Minute), mint.New(f.keys, sealer{}), f.customers, f.clock.now, slog.New(slog.DiscardHandler))
+	f.store = keystore.New(keystoretest.NewFake(), time.Minute)
+	f.service = service.New(f.store, mint.New(f.keys, sealer{}), f.customers, f.clock.now, slog.New(slog.DiscardHandler))
 
 	server, client, err := certificates(filepath.Join(dir, "data", "pki"))
 	if err != nil {
@@ -165,11 +169,13 @@ func (f *fixture) start(address string) error {
 	}
 	logger := slog.New(slog.DiscardHandler)
 	f.address = l.Addr().String()
+	who := authn.New(authn.Options{Credentials: f.store, Now: time.Now, Logger: logger})
 	f.server = grpc.NewServer(grpc.Creds(f.credentials),
-		grpc.ChainUnaryInterceptor(f.faults.intercept, service.UnaryInterceptor(logger)),
-		grpc.StreamInterceptor(service.StreamInterceptor(logger)))
+		grpc.ChainUnaryInterceptor(f.faults.intercept, service.UnaryInterceptor(logger), authn.TagUnary, who.UnaryInterceptor, authz.UnaryInterceptor),
+		grpc.ChainStreamInterceptor(service.StreamInterceptor(logger), authn.TagStream, who.StreamInterceptor, authz.StreamInterceptor))
 	dkimv1.RegisterKeyManagementServer(f.server, f.service)
 	dkimv1.RegisterSignerServer(f.server, f.service)
+	dkimv1.RegisterAccessControlServer(f.server, service.NewAccess(f.store, who.Forget, time.Now))
 	go func() { _ = f.server.Serve(l) }()
 	return nil
 }

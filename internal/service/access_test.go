@@ -150,6 +150,17 @@ func (f *fixture) everyMethod(t *testing.T) []refusal {
 		{name: "ReportUse", call: asSigner(f, dkimv1.SignerClient.ReportUse, &dkimv1.ReportUseRequest{Domains: []*dkimv1.DomainUse{{Domain: d.GetName()}}})},
 		{name: "ResolveSigningKeys", call: asSigner(f, dkimv1.SignerClient.ResolveSigningKeys, &dkimv1.ResolveSigningKeysRequest{Name: d.GetName()})},
 	}
+	token := must(f.access.CreateToken(t.Context(), &dkimv1.CreateTokenRequest{Token: &dkimv1.Token{Role: dkimv1.Role_ROLE_AUDITOR}}))(t)
+	secret := must(f.access.CreateBrandSecret(t.Context(), &dkimv1.CreateBrandSecretRequest{Parent: "brands/acme"}))(t)
+	type access = dkimv1.AccessControlClient
+	all = append(all,
+		refusal{name: "CreateToken", call: withAccess(f, access.CreateToken, &dkimv1.CreateTokenRequest{Token: &dkimv1.Token{Role: dkimv1.Role_ROLE_ADMIN}})},
+		refusal{name: "ListTokens", call: withAccess(f, access.ListTokens, &dkimv1.ListTokensRequest{})},
+		refusal{name: "RevokeToken", call: withAccess(f, access.RevokeToken, &dkimv1.RevokeTokenRequest{Name: token.GetName()})},
+		refusal{name: "CreateBrandSecret", call: withAccess(f, access.CreateBrandSecret, &dkimv1.CreateBrandSecretRequest{Parent: "brands/acme"})},
+		refusal{name: "ListBrandSecrets", call: withAccess(f, access.ListBrandSecrets, &dkimv1.ListBrandSecretsRequest{Parent: "brands/acme"})},
+		refusal{name: "RevokeBrandSecret", call: withAccess(f, access.RevokeBrandSecret, &dkimv1.RevokeBrandSecretRequest{Name: secret.GetName()})},
+	)
 	if n, want := len(all), len(documented(t)); n != want {
 		t.Fatalf("%d methods, the API has %d", n, want)
 	}

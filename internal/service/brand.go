@@ -110,7 +110,7 @@ func (s *Service) ListBrands(ctx context.Context, req *dkimv1.ListBrandsRequest)
 	if err != nil {
 		return nil, err
 	}
-	brands, more, err := s.store.Brands(ctx, after, size)
+	brands, more, err := s.brandsOf(ctx, after, size)
 	if err != nil {
 		return nil, storeFailure(err)
 	}
@@ -126,6 +126,19 @@ func (s *Service) ListBrands(ctx context.Context, req *dkimv1.ListBrandsRequest)
 		resp.NextPageToken = pageToken("brands", brands[len(brands)-1].Name)
 	}
 	return resp, nil
+}
+
+// brandsOf reads the brands that the caller may know of.
+func (s *Service) brandsOf(ctx context.Context, after string, size int) (brands []keystore.Brand, more bool, err error) {
+	bound := boundBrand(ctx)
+	if bound == "" {
+		return s.store.Brands(ctx, after, size)
+	}
+	b, err := s.store.Brand(ctx, bound)
+	if errors.Is(err, keystore.ErrBrandNotFound) || err == nil && after >= bound {
+		return nil, false, nil
+	}
+	return []keystore.Brand{b}, false, err
 }
 
 // UpdateBrand implements dkim.v1.KeyManagement.

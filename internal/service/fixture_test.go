@@ -3,6 +3,7 @@ package service_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -31,6 +32,8 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/authz"
 	"github.com/dkimzone/dkimzone/internal/envelope"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
@@ -60,6 +63,7 @@ type fixture struct {
 	dns     *fakeDNS
 	api     dkimv1.KeyManagementClient
 	signer  dkimv1.SignerClient // of signer mx
+	access  dkimv1.AccessControlClient
 	health  healthpb.HealthClient
 	log     *logBuffer
 
@@ -148,11 +152,15 @@ func (f *fixture) serve(t *testing.T, logger *slog.Logger) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	now := func() time.Time { return (*f.now.Load())() }
+	// Certificates and credentials live by the real time.
+	who := authn.New(authn.Options{Credentials: f.store, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(tlsConfig)),
-		grpc.ChainUnaryInterceptor(service.UnaryInterceptor(logger)),
-		grpc.ChainStreamInterceptor(f.watchStreams, service.StreamInterceptor(logger)))
+		grpc.ChainUnaryInterceptor(service.UnaryInterceptor(logger), authn.TagUnary, who.UnaryInterceptor, authz.UnaryInterceptor),
+		grpc.ChainStreamInterceptor(f.watchStreams, service.StreamInterceptor(logger), authn.TagStream, who.StreamInterceptor, authz.StreamInterceptor))
 	dkimv1.RegisterKeyManagementServer(server, f.service)
 	dkimv1.RegisterSignerServer(server, f.service)
+	dkimv1.RegisterAccessControlServer(server, service.NewAccess(f.store, who.Forget, now))
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	listener := bufconn.Listen(1 << 20)
 	f.dial = func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }
@@ -169,13 +177,21 @@ func (f *fixture) serve(t *testing.T, logger *slog.Logger) {
 	}
 	conn := f.connect(t, cert, key)
 	f.api, f.health = dkimv1.NewKeyManagementClient(conn), healthpb.NewHealthClient(conn)
+	f.access = dkimv1.NewAccessControlClient(conn)
 	f.signer = dkimv1.NewSignerClient(f.as(t, "signer", "mx"))
 }
 
-// as is a connection of a caller of a role.
-func (f *fixture) as(t *testing.T, role, name string) *grpc.ClientConn {
+// as is a connection of a caller of a role, who is bound to a brand if one is
+// given.
+func (f *fixture) as(t *testing.T, role, name string, brand ...string) *grpc.ClientConn {
 	t.Helper()
-	cert, key, err := f.ca.EnsureClient(role+"-"+name, pki.Identity{Role: role, Name: name}, time.Now())
+	id := pki.Identity{Role: role, Name: name}
+	file := role + "-" + name
+	for _, b := range brand {
+		id.Brand = b
+		file += "-" + b
+	}
+	cert, key, err := f.ca.EnsureClient(file, id, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,6 +210,21 @@ func (f *fixture) connect(t *testing.T, certFile, keyFile string) *grpc.ClientCo
 	if err != nil {
 		t.Fatal(err)
 	}
+	return f.dialWith(t, tlsConfig)
+}
+
+// anonymous is a connection without one.
+func (f *fixture) anonymous(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	tlsConfig, err := pki.AnonymousTLS(f.ca.CertFile(), "localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.dialWith(t, tlsConfig)
+}
+
+func (f *fixture) dialWith(t *testing.T, tlsConfig *tls.Config) *grpc.ClientConn {
+	t.Helper()
 	note := func(method string) { method = path.Base(method); f.method.Store(&method) }
 	conn, err := grpc.NewClient("passthrough:///localhost",
 		grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)), grpc.WithContextDialer(f.dial),
@@ -303,7 +334,7 @@ func (f *fixture) refused(t testing.TB, want rejection, call func() error) strin
 var documented = func() func(t testing.TB) map[string]map[string]bool {
 	read := sync.OnceValues(func() (map[string]map[string]bool, error) {
 		var protos []byte
-		for _, file := range []string{"key_management", "signer"} {
+		for _, file := range []string{"key_management", "signer", "access"} {
 			text, err := os.ReadFile("../../api/dkim/v1/" + file + ".proto")
 			if err != nil {
 				return nil, err

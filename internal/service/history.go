@@ -12,11 +12,11 @@ import (
 // actor is who makes a call, for the history. Calls from within the process
 // come from nobody else.
 func actor(ctx context.Context) string {
-	id, err := authn.FromPeer(ctx)
-	if err != nil {
+	caller, ok := authn.FromContext(ctx)
+	if !ok {
 		return "dkimd"
 	}
-	return id.String()
+	return caller.String()
 }
 
 // event is a line of history about the domain as a whole.

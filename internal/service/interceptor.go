@@ -12,23 +12,18 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"github.com/dkimzone/dkimzone/internal/authn"
-	"github.com/dkimzone/dkimzone/internal/authz"
 )
 
 // callTimeout bounds a unary call whose caller set no deadline. Generating
 // several RSA-4096 keys on a busy machine takes a while.
 const callTimeout = 2 * time.Minute
 
-// UnaryInterceptor lets only those calls through whose caller is known and
-// allowed, and sees to it that no internal error leaves the process.
+// UnaryInterceptor sees to it that a call ends in time, and that no internal error
+// leaves the process. It comes before those of authn and authz, which refuse
+// callers.
 func UnaryInterceptor(logger *slog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 		defer func() { err = outward(ctx, logger, info.FullMethod, recover(), err) }()
-		if err := authorize(ctx, info.FullMethod); err != nil {
-			return nil, err
-		}
 		callCtx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 		return handler(callCtx, req)
@@ -39,22 +34,8 @@ func UnaryInterceptor(logger *slog.Logger) grpc.UnaryServerInterceptor {
 func StreamInterceptor(logger *slog.Logger) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 		defer func() { err = outward(stream.Context(), logger, info.FullMethod, recover(), err) }()
-		if err := authorize(stream.Context(), info.FullMethod); err != nil {
-			return err
-		}
 		return handler(srv, stream)
 	}
-}
-
-func authorize(ctx context.Context, method string) error {
-	id, err := authn.FromPeer(ctx)
-	if err != nil {
-		return fail(codes.Unauthenticated, "UNAUTHENTICATED", err.Error()+"; present a certificate that this installation's CA issued for a role")
-	}
-	if !authz.Allowed(id, method) {
-		return fail(codes.PermissionDenied, "PERMISSION_DENIED", id.String()+" may not call "+method)
-	}
-	return nil
 }
 
 // ownServices begins the names of the methods that answer for their errors with

@@ -110,7 +110,7 @@ func (s *Service) parseSender(ctx context.Context, name string) (domainName, err
 			if err != nil {
 				return domainName{}, storeFailure(err)
 			}
-			if ok {
+			if ok && isOf(boundBrand(ctx), brand) {
 				return domainName{brand, n.domain}, nil
 			}
 			after = z.Name

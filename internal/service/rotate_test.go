@@ -31,6 +31,13 @@ func asSigner[Req, Resp any](f *fixture, method func(dkimv1.SignerClient, contex
 	}
 }
 
+func withAccess[Req, Resp any](f *fixture, method func(dkimv1.AccessControlClient, context.Context, *Req, ...grpc.CallOption) (*Resp, error), req *Req) func(context.Context, dkimv1.KeyManagementClient) error {
+	return func(ctx context.Context, _ dkimv1.KeyManagementClient) error {
+		_, err := method(f.access, ctx, req)
+		return err
+	}
+}
+
 func (f *fixture) get(t testing.TB, name string) *dkimv1.Domain {
 	t.Helper()
 	return must(f.api.GetDomain(context.Background(), &dkimv1.GetDomainRequest{Name: name}))(t)

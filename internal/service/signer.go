@@ -52,21 +52,21 @@ func parseSignerName(field, name string) (string, error) {
 // callingSigner is the signer that a call is about: the one named, as which the
 // caller may speak, or the caller.
 func callingSigner(ctx context.Context, field, name string) (string, error) {
-	id, err := authn.FromPeer(ctx)
-	known := err == nil
+	caller, known := authn.FromContext(ctx)
+	id := caller.SignerID()
 	if name == "" {
 		if !known {
 			return "", invalid(field, "INVALID_SIGNER", "it is missing: say which signer it is about")
 		}
-		return parseSignerName(field, signerName(id.Name))
+		return parseSignerName(field, signerName(id))
 	}
 	signer, err := parseSignerName(field, name)
 	if err != nil {
 		return "", err
 	}
-	if known && id.Role == authn.Signer && signer != id.Name && !strings.HasPrefix(signer, id.Name+".") {
+	if known && caller.Role == authn.Signer && signer != id && !strings.HasPrefix(signer, id+".") {
 		return "", fail(codes.PermissionDenied, "PERMISSION_DENIED", fmt.Sprintf(
-			"%s may not speak for signer %s: use %s, or a name that begins with %s.", id, signer, id.Name, id.Name))
+			"%s may not speak for signer %s: use %s, or a name that begins with %s.", caller.Identity, signer, id, id))
 	}
 	return signer, nil
 }
@@ -92,6 +92,10 @@ func (s *Service) RegisterSigner(ctx context.Context, req *dkimv1.RegisterSigner
 		if next.Brand, err = parseBrandName("signer.brand", m.GetBrand()); err != nil {
 			return nil, err
 		}
+	} else {
+		next.Brand = boundBrand(ctx)
+	}
+	if next.Brand != "" {
 		if _, err := s.store.Brand(ctx, next.Brand); err != nil {
 			return nil, storeFailure(err)
 		}

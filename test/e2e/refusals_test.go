@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/prototext"
@@ -350,23 +351,27 @@ func checkStrangers(t *testing.T, admin harness.Cert, grpcAddr, httpAddr string)
 	t.Helper()
 	foreign := tlsConfig(t, harness.NewPKI(t).Client(t, "admin", "admin"))
 	foreign.RootCAs = trusting(t, admin.CA).RootCAs
-	for _, s := range []struct {
-		name   string
-		config *tls.Config
-	}{
-		{"no certificate", trusting(t, admin.CA)},
-		{"certificate of another CA", foreign},
-	} {
-		t.Run(s.name, func(t *testing.T) {
-			for what, addr := range map[string]string{"gRPC": grpcAddr, "HTTPS": httpAddr} {
-				if answer, err := handshake(addr, s.config); err == nil || len(answer) > 0 {
-					t.Errorf("%s: got %q, %v; want nothing but a refused handshake", what, answer, err)
-				}
+	t.Run("no certificate", func(t *testing.T) {
+		_, err := dial(t, grpcAddr, trusting(t, admin.CA)).ListZones(deadline(t), &dkimv1.ListZonesRequest{})
+		checkStatus(t, err, codes.Unauthenticated, "UNAUTHENTICATED")
+		ctx := metadata.AppendToOutgoingContext(deadline(t), "authorization", "Bearer dkz_aaaaaaaaaaaa_"+strings.Repeat("A", 32))
+		_, err = dial(t, grpcAddr, trusting(t, admin.CA)).ListZones(ctx, &dkimv1.ListZonesRequest{})
+		checkStatus(t, err, codes.Unauthenticated, "UNAUTHENTICATED")
+	})
+	t.Run("wrong credentials with a certificate", func(t *testing.T) {
+		ctx := metadata.AppendToOutgoingContext(deadline(t), "authorization", "Basic YWNtZTphY21l")
+		_, err := dial(t, grpcAddr, tlsConfig(t, admin)).ListZones(ctx, &dkimv1.ListZonesRequest{})
+		checkStatus(t, err, codes.Unauthenticated, "UNAUTHENTICATED")
+	})
+	t.Run("certificate of another CA", func(t *testing.T) {
+		for what, addr := range map[string]string{"gRPC": grpcAddr, "HTTPS": httpAddr} {
+			if answer, err := handshake(addr, foreign); err == nil || len(answer) > 0 {
+				t.Errorf("%s: got %q, %v; want nothing but a refused handshake", what, answer, err)
 			}
-			_, err := dial(t, grpcAddr, s.config).ListZones(deadline(t), &dkimv1.ListZonesRequest{})
-			checkStatus(t, err, codes.Unavailable, "")
-		})
-	}
+		}
+		_, err := dial(t, grpcAddr, foreign).ListZones(deadline(t), &dkimv1.ListZonesRequest{})
+		checkStatus(t, err, codes.Unavailable, "")
+	})
 }
 
 // handshake connects as an HTTP/2 client does and returns what the server says
