@@ -22,7 +22,7 @@ func (r *run) brand() *cobra.Command {
 		Short: "Brands, the tenants that domains belong to",
 		Example: `  dkimctl brand create acme
   dkimctl brand list`,
-	}, r.brandCreate(), r.brandGet(), r.brandList(), r.brandUpdate(), r.brandPlan(), r.brandRotate(), r.brandDelete())
+	}, r.brandCreate(), r.brandGet(), r.brandList(), r.brandUpdate(), r.brandPlan(), r.brandRotate(), r.brandDelete(), r.brandSecret())
 }
 
 func (r *run) brandCreate() *cobra.Command {

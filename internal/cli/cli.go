@@ -83,7 +83,7 @@ func (e usageError) Error() string { return e.text }
 
 const rootHelp = `dkimctl manages the zones, brands, domains and keys of a dkimzone installation through dkimd.
 
-It finds dkimd and the certificates to show it in a configuration file: the one of --config, else of the environment
+It finds dkimd and the certificate or token to show it in a configuration file: the one of --config, else of the environment
 variable DKIMCTL_CONFIG, else ./data/dkimctl.yaml, else dkimzone/dkimctl.yaml in the user's configuration directory.
 "dkimd standalone" writes such a file into its data directory.
 
@@ -101,7 +101,7 @@ func (r *run) root() *cobra.Command {
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-	}, r.zone(), r.brand(), r.domain(), r.key(), r.signer(), r.resolve(), r.completion(), r.version())
+	}, r.zone(), r.brand(), r.domain(), r.key(), r.signer(), r.resolve(), r.token(), r.completion(), r.version())
 	root.SetVersionTemplate("dkimctl {{.Version}}\n")
 	// A group runs only to say that a command is missing.
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if not .HasAvailableSubCommands}}", 1))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -39,10 +40,10 @@ func (r *run) failure(err error) *failure {
 		f.text = fmt.Sprintf("%s [%s]", st.Message(), f.reason)
 	case strings.Contains(problem, "tls: ") || strings.Contains(problem, "x509: "):
 		f.text = fmt.Sprintf("dkimd at %s and dkimctl do not accept each other's certificates (%s): check ca_file %s, cert_file %s and server_name in %s",
-			s.config.Address, problem, s.config.CAFile, s.config.CertFile, s.source)
+			s.config.Address, problem, s.config.CAFile, cmp.Or(s.config.CertFile, "(none)"), s.source)
 	case f.code == codes.Unavailable && !strings.Contains(problem, "dial "):
 		f.text = fmt.Sprintf("the connection to dkimd at %s broke (%s): dkimd has stopped, or does not accept the certificate %s. If this was a change, it may have happened",
-			s.config.Address, problem, s.config.CertFile)
+			s.config.Address, problem, cmp.Or(s.config.CertFile, "(none)"))
 	case f.code == codes.Unavailable:
 		f.text = fmt.Sprintf("cannot reach dkimd at %s (%s): is it running? The address is from %s",
 			s.config.Address, problem, r.addressSource())

@@ -3,6 +3,7 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"os/signal"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/cli"
+	"github.com/dkimzone/dkimzone/internal/config"
 )
 
 func TestMain(m *testing.M) {
@@ -48,6 +51,9 @@ type fixtureKey struct{}
 //	customer OWNER REASON      make a customer's CNAME look bad in DNS, or ok
 //	signer NAME BRAND DOMAIN   register a signer and let it report the keys of a domain
 //	meet-challenge             do what the last command's output asks for
+//	token-file FILE            write the secret in the last command's JSON to a file
+//	without-certificate CONFIG PKI TOKEN  let a configuration use a token file instead of a certificate
+//	revoke-listed command…     run dkimctl with the first id in the last command's table
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
@@ -68,6 +74,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"fails": fails, "faults": setFaults, "keys": limitKeys, "dns": setNameServer, "over-tcp": overTCP, "caught-up": caughtUp,
 			"large": large, "domains": domains, "later": later, "customer": customer, "signer": signer, "meet-challenge": meetChallenge,
+			"token-file": tokenFile, "without-certificate": withoutCertificate, "revoke-listed": revokeListed,
 		},
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 	})
@@ -228,4 +235,24 @@ func large(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: large N FILE")
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), bytes.Repeat([]byte("a"), number(ts, args[0])), 0o600))
+}
+
+func tokenFile(ts *testscript.TestScript, _ bool, args []string) {
+	var created struct{ Secret string }
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &created))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(created.Secret+"\n"), 0o600))
+}
+
+func withoutCertificate(ts *testscript.TestScript, _ bool, args []string) {
+	c := config.Client{Address: fixtureOf(ts).address, CAFile: ts.MkAbs(args[1] + "/ca.crt"), TokenFile: ts.MkAbs(args[2])}
+	ts.Check(c.Write(ts.MkAbs(args[0])))
+}
+
+func revokeListed(ts *testscript.TestScript, _ bool, args []string) {
+	lines := strings.Split(ts.ReadFile("stdout"), "\n")
+	if len(lines) < 2 {
+		ts.Fatalf("nothing is listed")
+	}
+	id, _, _ := strings.Cut(lines[1], " ")
+	ts.Check(ts.Exec("dkimctl", append(args, id, "--yes")...))
 }

@@ -23,11 +23,15 @@ type Client struct {
 	Address string
 
 	// CAFile holds the certificates of the authorities that dkimd's certificate
-	// may come from, CertFile and KeyFile the client's own certificate and its
-	// private key; all PEM. Required. In the file they are relative to its folder.
+	// may come from; required. CertFile and KeyFile are the client's own certificate
+	// and its private key; all PEM. In the file they are relative to its folder.
 	CAFile   string
 	CertFile string
 	KeyFile  string
+
+	// TokenFile holds a bearer token. It, or CertFile and KeyFile, is required; if
+	// both are there, the token says who calls.
+	TokenFile string
 
 	// ServerName is the name that dkimd's certificate must carry. Default: the
 	// host of Address.
@@ -43,8 +47,9 @@ type Client struct {
 type file struct {
 	Address     string            `yaml:"address"`
 	CAFile      string            `yaml:"ca_file"`
-	CertFile    string            `yaml:"cert_file"`
-	KeyFile     string            `yaml:"key_file"`
+	CertFile    string            `yaml:"cert_file,omitempty"`
+	KeyFile     string            `yaml:"key_file,omitempty"`
+	TokenFile   string            `yaml:"token_file,omitempty"`
 	ServerName  string            `yaml:"server_name,omitempty"`
 	NameServers map[string]string `yaml:"name_servers,omitempty"`
 }
@@ -69,10 +74,14 @@ func parse(data []byte, dir string) (Client, error) {
 	if err := yaml.UnmarshalStrict(data, &f); err != nil {
 		return Client{}, readable(err)
 	}
-	for _, required := range []struct{ name, value string }{
-		{"address", f.Address}, {"ca_file", f.CAFile}, {"cert_file", f.CertFile}, {"key_file", f.KeyFile},
+	certificate := f.CertFile != "" || f.KeyFile != "" || f.TokenFile == ""
+	for _, required := range []struct {
+		name, value string
+		is          bool
+	}{
+		{"address", f.Address, true}, {"ca_file", f.CAFile, true}, {"cert_file", f.CertFile, certificate}, {"key_file", f.KeyFile, certificate},
 	} {
-		if required.value == "" {
+		if required.is && required.value == "" {
 			return Client{}, fmt.Errorf("%s is missing", required.name)
 		}
 	}
@@ -83,9 +92,9 @@ func parse(data []byte, dir string) (Client, error) {
 	for _, p := range []struct {
 		to    *string
 		value string
-	}{{&c.CAFile, f.CAFile}, {&c.CertFile, f.CertFile}, {&c.KeyFile, f.KeyFile}} {
+	}{{&c.CAFile, f.CAFile}, {&c.CertFile, f.CertFile}, {&c.KeyFile, f.KeyFile}, {&c.TokenFile, f.TokenFile}} {
 		*p.to = p.value
-		if !filepath.IsAbs(p.value) {
+		if p.value != "" && !filepath.IsAbs(p.value) {
 			*p.to = filepath.Join(dir, p.value)
 		}
 	}
@@ -155,7 +164,7 @@ func (c Client) Write(path string) error {
 	for _, p := range []struct {
 		to    *string
 		value string
-	}{{&f.CAFile, c.CAFile}, {&f.CertFile, c.CertFile}, {&f.KeyFile, c.KeyFile}} {
+	}{{&f.CAFile, c.CAFile}, {&f.CertFile, c.CertFile}, {&f.KeyFile, c.KeyFile}, {&f.TokenFile, c.TokenFile}} {
 		if *p.to, err = portable(dir, p.value); err != nil {
 			return fmt.Errorf("write client configuration: %w", err)
 		}
