@@ -59,6 +59,8 @@ func (s *Store) DomainsOf(ctx context.Context, brand string, names []dnsname.Dom
 // turns out wrong are applied one by one, in order, when the others are done. Of
 // two that want the same, a public key or a host label, the first has it.
 //
+// In a brand with a quota those transactions that make domains follow one another.
+//
 // Once a result is ErrUnavailable or an error of ctx, others may be so too
 // without having been tried.
 func (s *Store) ApplyBatch(ctx context.Context, changes []Change) []Result {
@@ -109,7 +111,7 @@ var errAlone = errors.New("not in a batch")
 // group is a transaction of several changes.
 type group struct {
 	brandKey, apexKey string
-	brandRevision     int64
+	brand             Brand
 	zone              string
 	changes           []int // indexes
 	plans             []plan
@@ -125,8 +127,8 @@ func (s *Store) groups(ctx context.Context, changes []Change) (groups []*group, 
 	}
 	open := func() *group {
 		g := &group{
-			brandKey: schema.BrandKey(b.Name), brandRevision: b.Revision, apexKey: schema.ApexKey(string(b.Zone)), zone: string(b.Zone),
-			ops: 1, cmps: 2,
+			brandKey: schema.BrandKey(b.Name), brand: b, apexKey: schema.ApexKey(string(b.Zone)), zone: string(b.Zone),
+			ops: 2, cmps: 4, // with those of a tally
 		}
 		groups = append(groups, g)
 		return g
@@ -147,7 +149,7 @@ func (s *Store) groups(ctx context.Context, changes []Change) (groups []*group, 
 		if !ok {
 			p.unchanged = wanted(c)
 		}
-		ok = ok && len(p.ops)+1 <= maxTxnOps && len(p.unchanged)+2 <= maxTxnOps
+		ok = ok && len(p.ops)+2 <= maxTxnOps && len(p.unchanged)+4 <= maxTxnOps
 		for key := range p.unchanged {
 			ok = ok && !taken[key]
 		}
@@ -237,13 +239,27 @@ func (g *group) add(i int, p plan) {
 	g.cmps += len(p.unchanged)
 }
 
+// newDomains is how many domains a group makes.
+func (g *group) newDomains() (n int64) {
+	for i := range g.plans {
+		if g.plans[i].makes() {
+			n++
+		}
+	}
+	return n
+}
+
+// makes reports whether the plan makes a domain.
+func (p *plan) makes() bool { return p.unchanged[p.domainKey] == 0 }
+
+// countRaces is how often a group is tried again because others of its brand, by
+// way of another process, made domains meanwhile.
+const countRaces = 16
+
 // applyGroup commits a group. When the comparison fails, it leaves out those
 // that it failed for and tries once more with the others.
 func (s *Store) applyGroup(ctx context.Context, g *group, results []Result) {
-	for range 2 {
-		if len(g.plans) == 0 {
-			return
-		}
+	for tries, races := 0, 0; tries < 2 && races < countRaces && len(g.plans) > 0; {
 		wrong, err := s.commitGroup(ctx, g, results)
 		if err != nil {
 			g.settle(results, err)
@@ -252,7 +268,12 @@ func (s *Store) applyGroup(ctx context.Context, g *group, results []Result) {
 		if wrong == nil {
 			return
 		}
-		left := &group{brandKey: g.brandKey, brandRevision: g.brandRevision, apexKey: g.apexKey, zone: g.zone}
+		if !slices.Contains(wrong, true) {
+			races++
+			continue
+		}
+		tries++
+		left := &group{brandKey: g.brandKey, brand: g.brand, apexKey: g.apexKey, zone: g.zone}
 		for n, i := range g.changes {
 			if wrong[n] {
 				results[i].Err = errAlone
@@ -265,6 +286,15 @@ func (s *Store) applyGroup(ctx context.Context, g *group, results []Result) {
 	g.settle(results, errAlone)
 }
 
+// making tells, by their places, which plans make a domain.
+func (g *group) making() []bool {
+	making := make([]bool, len(g.plans))
+	for n := range g.plans {
+		making[n] = g.plans[n].makes()
+	}
+	return making
+}
+
 func (g *group) settle(results []Result, err error) {
 	for _, i := range g.changes {
 		results[i].Err = err
@@ -272,11 +302,31 @@ func (g *group) settle(results []Result, err error) {
 }
 
 // commitGroup commits a group and fills in its results, or tells, by their
-// places, of which plans the comparison failed.
+// places, of which plans the comparison failed; of none, if only the number of the
+// brand's domains is another by now.
 func (s *Store) commitGroup(ctx context.Context, g *group, results []Result) (wrong []bool, _ error) {
 	cmps := make([]clientv3.Cmp, 0, maxTxnOps)
 	ops := make([]clientv3.Op, 0, maxTxnOps)
-	cmps = append(cmps, unchanged(g.brandKey, g.brandRevision), present(g.apexKey))
+	if n := g.newDomains(); n > 0 && g.brand.MaxDomains != 0 {
+		release, err := s.enter(ctx, g.brand.Name)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		t, err := s.tallyOf(ctx, g.brand.Name)
+		if err != nil {
+			return nil, err
+		}
+		counted, count, err := t.add(n)
+		if _, full := errors.AsType[*QuotaError](err); full {
+			return g.making(), nil // one by one, as many as there is room for
+		}
+		if err != nil {
+			return nil, err
+		}
+		cmps, ops = append(cmps, counted...), append(ops, count...)
+	}
+	cmps = append(cmps, unchanged(g.brandKey, g.brand.Revision), present(g.apexKey))
 	ops = append(ops, touchApex(g.zone))
 	for _, p := range g.plans {
 		for key, revision := range p.unchanged {
@@ -321,7 +371,7 @@ func (s *Store) wrongOf(ctx context.Context, g *group) ([]bool, error) {
 	}
 	wrong := make([]bool, len(g.plans))
 	brand, apex := readAt(resp, 0), readAt(resp, 1)
-	all := brand == nil || brand.ModRevision != g.brandRevision || apex == nil
+	all := brand == nil || brand.ModRevision != g.brand.Revision || apex == nil
 	for k, e := range expect {
 		var revision int64
 		if kv := readAt(resp, 2+k); kv != nil {

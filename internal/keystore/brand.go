@@ -29,7 +29,9 @@ type Brand struct {
 	Mode        rotation.Mode
 	Policy      rotation.Override // what it sets of how its domains' keys rotate
 	Disclosure  Disclosure
-	Revision    int64 // store revision it was read or written at
+	// MaxDomains is how many domains of customers it may have; 0: any number.
+	MaxDomains int64
+	Revision   int64 // store revision it was read or written at
 }
 
 // Disclosure says whether a brand's private keys are made public some time after
@@ -104,6 +106,10 @@ func (s *Store) UpdateBrand(ctx context.Context, b Brand) (Brand, error) {
 	if !b.Disclosure.Enabled {
 		ops = append(ops, clientv3.OpDelete(schema.RetainedPrefix(b.Name), clientv3.WithPrefix()))
 	}
+	if b.MaxDomains == 0 {
+		// Domains come and go uncounted from now on.
+		ops = append(ops, clientv3.OpDelete(schema.TallyPrefix(b.Name), clientv3.WithPrefix()))
+	}
 	resp, err := s.txn(ctx,
 		[]clientv3.Cmp{unchanged(key, b.Revision)},
 		ops,
@@ -137,7 +143,11 @@ func (s *Store) DeleteBrand(ctx context.Context, b Brand, own ...Domain) error {
 		return fmt.Errorf("%w: %s", ErrBrandNotEmpty, b.Name)
 	}
 	cmps := []clientv3.Cmp{unchanged(key, b.Revision)}
-	ops := []clientv3.Op{clientv3.OpDelete(key), clientv3.OpDelete(schema.SecretPrefix(b.Name), clientv3.WithPrefix())}
+	ops := []clientv3.Op{
+		clientv3.OpDelete(key),
+		clientv3.OpDelete(schema.SecretPrefix(b.Name), clientv3.WithPrefix()),
+		clientv3.OpDelete(schema.TallyPrefix(b.Name), clientv3.WithPrefix()),
+	}
 	from := domains
 	for i, d := range own {
 		domainKey := schema.DomainKey(b.Name, string(d.Name))
@@ -184,6 +194,7 @@ func (b Brand) marshal() ([]byte, error) {
 		CreateTimeMicros: schema.Micros(b.CreateTime),
 		Mode:             uint32(b.Mode), Policy: policyValue(b.Policy),
 		Disclosure: b.Disclosure.Enabled, DisclosureLagMicros: b.Disclosure.Lag.Microseconds(),
+		MaxDomains: b.MaxDomains,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("brand %s: %w", b.Name, err)
@@ -208,6 +219,7 @@ func brandFrom(kv *mvccpb.KeyValue) (Brand, error) {
 		CreateTime:  schema.FromMicros(v.GetCreateTimeMicros()),
 		Mode:        mode, Policy: policyFrom(v.GetPolicy()),
 		Disclosure: Disclosure{v.GetDisclosure(), time.Duration(v.GetDisclosureLagMicros()) * time.Microsecond},
+		MaxDomains: v.GetMaxDomains(),
 		Revision:   kv.ModRevision,
 	}, nil
 }

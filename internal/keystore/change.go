@@ -75,7 +75,7 @@ const maxTxnOps = 128
 // Apply carries out a change in one transaction and returns the domain as
 // stored. It returns ErrConflict if the domain is no longer the one the change
 // was computed from, or the brand not in the domain's zone; ErrBrandNotFound,
-// ErrZoneNotFound, ErrTooManyKeys, ErrFenced, or a *ClaimError.
+// ErrZoneNotFound, ErrTooManyKeys, ErrFenced, a *ClaimError or a *QuotaError.
 //
 // With the domain goes a due entry: one for its status, if there is one in the
 // change, else one beside that which the domain has.
@@ -96,11 +96,15 @@ func (s *Store) tryApply(ctx context.Context, c Change) (_ Domain, again bool, _
 		return s.commit(ctx, c, d, []clientv3.Cmp{present(brandKey)}, nil)
 	}
 	candidates := d.labelCandidates()
-	claims, brand, err := s.look(ctx, d, candidates)
+	claims, brand, tally, err := s.look(ctx, d, candidates)
 	if err != nil {
 		return Domain{}, false, err
 	}
 	d.HostLabel, err = chooseLabel(&d, candidates, claims, newSelectors(c.Publish), c.TakeOver)
+	if err != nil {
+		return Domain{}, false, err
+	}
+	cmps, count, err := tally.add(1)
 	if err != nil {
 		return Domain{}, false, err
 	}
@@ -113,31 +117,41 @@ func (s *Store) tryApply(ctx context.Context, c Change) (_ Domain, again bool, _
 	if err != nil {
 		return Domain{}, false, err
 	}
-	cmps := []clientv3.Cmp{unchanged(brandKey, brand.Revision)}
+	cmps = append(cmps, unchanged(brandKey, brand.Revision))
 	for l, cl := range claims {
 		cmps = append(cmps, unchanged(schema.LabelKey(string(d.Zone), string(l)), cl.revision))
 	}
-	return s.commit(ctx, c, d, cmps, also)
+	return s.commit(ctx, c, d, cmps, append(also, count...))
 }
 
 // look reads the claims of a new domain's candidate labels, and its brand, which
-// may have been deleted and made anew in another zone since d was computed.
-func (s *Store) look(ctx context.Context, d Domain, candidates []dnsname.HostLabel) (map[dnsname.HostLabel]claim, Brand, error) {
-	claims, kv, err := s.claims(ctx, d.Zone, candidates, clientv3.OpGet(schema.BrandKey(d.Brand)))
-	if err != nil {
-		return nil, Brand{}, err
+// may have been deleted and made anew in another zone since d was computed, with
+// the count of its domains if that matters to d.
+func (s *Store) look(ctx context.Context, d Domain, candidates []dnsname.HostLabel) (map[dnsname.HostLabel]claim, Brand, *tally, error) {
+	for range labelRaces {
+		claims, found, err := s.claims(ctx, d.Zone, candidates,
+			clientv3.OpGet(schema.BrandKey(d.Brand)), clientv3.OpGet(schema.TallyMadeKey(d.Brand)), clientv3.OpGet(schema.TallyGoneKey(d.Brand)))
+		if err != nil {
+			return nil, Brand{}, nil, err
+		}
+		if found[0] == nil {
+			return nil, Brand{}, nil, fmt.Errorf("%w: %s", ErrBrandNotFound, d.Brand)
+		}
+		b, err := brandFrom(found[0])
+		if err != nil {
+			return nil, Brand{}, nil, err
+		}
+		if b.Zone != d.Zone {
+			return nil, Brand{}, nil, fmt.Errorf("%w: brand %s", ErrConflict, d.Brand)
+		}
+		if d.Kind != rotation.Customer {
+			return claims, b, nil, nil
+		}
+		if t, begun, err := s.tally(ctx, b, found[1], found[2]); err != nil || begun {
+			return claims, b, t, err
+		}
 	}
-	if kv == nil {
-		return nil, Brand{}, fmt.Errorf("%w: %s", ErrBrandNotFound, d.Brand)
-	}
-	b, err := brandFrom(kv)
-	if err != nil {
-		return nil, Brand{}, err
-	}
-	if b.Zone != d.Zone {
-		return nil, Brand{}, fmt.Errorf("%w: brand %s", ErrConflict, d.Brand)
-	}
-	return claims, b, nil
+	return nil, Brand{}, nil, fmt.Errorf("%w: count of the domains of brand %s", ErrConflict, d.Brand)
 }
 
 // commit builds and commits the transaction. cmps holds what must still be as it
@@ -370,18 +384,21 @@ func why(resp *clientv3.TxnResponse, d Domain, fixed int, fresh []Publication) (
 	return true, nil
 }
 
-// Admit returns the *ClaimError, if any, with which Apply would refuse new keys
-// in the given selectors of d as things stand, whatever the keys, or
+// Admit returns the *ClaimError or *QuotaError, if any, with which Apply would
+// refuse new keys in the given selectors of d as things stand, whatever the keys, or
 // ErrBrandNotFound, ErrTooManyKeys or ErrConflict. d is as in Change, and so is
 // takeOver. Who makes keys asks first, so that a refusal costs none.
 func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selector, takeOver bool) error {
 	if d.Revision == 0 {
 		candidates := d.labelCandidates()
-		claims, _, err := s.look(ctx, d, candidates)
+		claims, _, tally, err := s.look(ctx, d, candidates)
 		if err != nil {
 			return err
 		}
 		if d.HostLabel, err = chooseLabel(&d, candidates, claims, selectors, takeOver); err != nil {
+			return err
+		}
+		if _, _, err = tally.add(1); err != nil {
 			return err
 		}
 	}
@@ -433,8 +450,8 @@ func (s *Store) shadows(ctx context.Context, d Domain, selectors []dnsname.Selec
 }
 
 // claims reads the claims of labels, with revision 0 for free ones, and what
-// the last of also finds.
-func (s *Store) claims(ctx context.Context, zone dnsname.Zone, labels []dnsname.HostLabel, also ...clientv3.Op) (_ map[dnsname.HostLabel]claim, found *mvccpb.KeyValue, _ error) {
+// each of also finds, nil for nothing.
+func (s *Store) claims(ctx context.Context, zone dnsname.Zone, labels []dnsname.HostLabel, also ...clientv3.Op) (_ map[dnsname.HostLabel]claim, found []*mvccpb.KeyValue, _ error) {
 	gets := make([]clientv3.Op, len(labels), len(labels)+len(also))
 	for i, l := range labels {
 		gets[i] = clientv3.OpGet(schema.LabelKey(string(zone), string(l)))
@@ -449,7 +466,10 @@ func (s *Store) claims(ctx context.Context, zone dnsname.Zone, labels []dnsname.
 			return nil, nil, err
 		}
 	}
-	return claims, readAt(resp, len(resp.Responses)-1), nil
+	for i := range also {
+		found = append(found, readAt(resp, len(labels)+i))
+	}
+	return claims, found, nil
 }
 
 func newSelectors(publish []Publication) []dnsname.Selector {

@@ -26,7 +26,12 @@ func (s *Store) DeleteDomain(ctx context.Context, d Domain, now time.Time, event
 	if err != nil {
 		return 0, err
 	}
-	resp, err := s.txn(ctx, []clientv3.Cmp{unchanged(domainKey, d.Revision)}, append(ops, touchApex(string(d.Zone))), []clientv3.Op{clientv3.OpGet(domainKey)})
+	counted, also, err := s.countGone(ctx, d)
+	if err != nil {
+		return 0, err
+	}
+	ops = slices.Concat(ops, also, []clientv3.Op{touchApex(string(d.Zone))})
+	resp, err := s.txn(ctx, append(counted, unchanged(domainKey, d.Revision)), ops, []clientv3.Op{clientv3.OpGet(domainKey)})
 	if err != nil {
 		return 0, err
 	}
@@ -107,6 +112,6 @@ func deletionOps(d Domain, selectors []dnsname.Selector) int {
 			published++
 		}
 	}
-	const fixed = 10 // the apex, the history, two due entries and the six of every deletion
+	const fixed = 11 // the apex, the tally, the history, two due entries and the six of every deletion
 	return fixed + 2*published + len(d.labels())
 }

@@ -50,15 +50,20 @@ var (
 )
 
 // Store keeps everything of one installation in one etcd cluster. It is safe
-// for concurrent use and holds no state of its own.
+// for concurrent use and holds no state of its own but who waits for whom.
 type Store struct {
-	client  Client
-	timeout time.Duration
+	client   Client
+	timeout  time.Duration
+	counting [64]chan struct{} // see enter
 }
 
 // New returns a Store on client. Each call to etcd ends after timeout, at most.
 func New(client Client, timeout time.Duration) *Store {
-	return &Store{client: client, timeout: timeout}
+	s := &Store{client: client, timeout: timeout}
+	for i := range s.counting {
+		s.counting[i] = make(chan struct{}, 1)
+	}
+	return s
 }
 
 // Revision is the store's present revision, by a linearizable read: it succeeds

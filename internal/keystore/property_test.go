@@ -75,6 +75,7 @@ func TestNamesAreNeverShared(t *testing.T) {
 
 var (
 	brands    = []string{"acme", "other", "third"}
+	quotas    = map[string]int64{"third": 2}
 	names     = []dnsname.Domain{"y.com", "x.y.com", "x-y.com", "b.x-y.com", "b-x.y.com", "b.x.y.com", "b-x-y.com"}
 	selectors = []dnsname.Selector{"s", "s-x", "s-b", "s-b-x", "b-x", "x", "b", "d.s-x", "d.s"}
 )
@@ -91,7 +92,12 @@ func newWorld(t *rapid.T) *world {
 		t.Fatal(err)
 	}
 	for _, b := range brands {
-		if _, err := w.store.CreateBrand(context.Background(), keystore.Brand{Name: b, Zone: zone}); err != nil {
+		if _, err := w.store.CreateBrand(context.Background(), keystore.Brand{Name: b, Zone: zone, MaxDomains: quotas[b]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for b := range quotas { // begins to count
+		if _, err := w.store.CustomerDomains(context.Background(), b); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -171,6 +177,7 @@ func (w *world) apply(t *rapid.T, c keystore.Change) {
 	before := w.fake.Dump()
 	d, err := w.store.Apply(context.Background(), c)
 	var claim *keystore.ClaimError
+	var quota *keystore.QuotaError
 	switch {
 	case err == nil:
 		w.domains[id(d.Brand, d.Name)] = d
@@ -179,7 +186,7 @@ func (w *world) apply(t *rapid.T, c keystore.Change) {
 			w.moved[d.Name] = true
 		}
 		w.brand[d.Name] = d.Brand
-	case !errors.As(err, &claim):
+	case !errors.As(err, &claim) && !errors.As(err, &quota):
 		t.Fatal(err)
 	case !maps.Equal(before, w.fake.Dump()):
 		t.Fatalf("refused with %v, and yet the store changed", err)
@@ -241,7 +248,9 @@ func (w *world) batch(t *rapid.T) {
 	for i, res := range results {
 		c := changes[i]
 		var claim *keystore.ClaimError
+		var quota *keystore.QuotaError
 		switch {
+		case errors.As(res.Err, &quota):
 		case res.Err == nil:
 			w.domains[id(brand, c.Domain.Name)] = res.Domain
 			done++
@@ -410,6 +419,22 @@ func (w *world) delete(t *rapid.T) {
 	delete(w.domains, id(d.Brand, d.Name))
 }
 
+// checkQuotas checks that brands with a quota keep to it and are counted right.
+func (w *world) checkQuotas(t *rapid.T) {
+	for b, limit := range quotas {
+		var n int64
+		for _, d := range w.domains {
+			if d.Brand == b {
+				n++
+			}
+		}
+		got, err := w.store.CustomerDomains(context.Background(), b)
+		if err != nil || got != n || n > limit {
+			t.Fatalf("brand %s has %d domains, and is counted %d of %d: %v", b, n, got, limit, err)
+		}
+	}
+}
+
 // check looks at all that the store holds.
 func (w *world) check(t *rapid.T) {
 	dump := w.fake.Dump()
@@ -451,6 +476,7 @@ func (w *world) check(t *rapid.T) {
 	}
 	w.checkLeft(t, dump)
 	w.checkHistory(t)
+	w.checkQuotas(t)
 	for key, value := range dump {
 		switch {
 		case strings.HasPrefix(key, schema.PubPrefix):

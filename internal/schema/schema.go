@@ -11,6 +11,8 @@
 //	/dkim/v1/meta/due/<second>/<brand>/<domain>   when to look at the domain; no value
 //	/dkim/v1/meta/history/<brand>/<domain>/<n>    a block of older events
 //	/dkim/v1/meta/signers/<id>
+//	/dkim/v1/meta/tally/<brand>/made              how many domains came to be under a quota, by its version
+//	/dkim/v1/meta/tally/<brand>/gone              how many went, by its version; no value
 //	/dkim/v1/meta/reports/<brand>/<domain>/<signer id>
 //	/dkim/v1/meta/disclosed/<brand>/<domain>/<key id>  disclosed private key
 //	/dkim/v1/meta/tokens/<id>                     hash of a bearer token, and whose it is
@@ -40,6 +42,7 @@ const (
 	domainPrefix      = Root + "meta/domains/"
 	labelPrefix       = Root + "meta/labels/"
 	fingerprintPrefix = Root + "meta/fingerprints/"
+	tallyPrefix       = Root + "meta/tally/"
 	dataKeyPrefix     = Root + "priv/deks/"
 	sealedKeyPrefix   = Root + "priv/keys/"
 )
@@ -88,6 +91,15 @@ func BrandPrefix() string { return brandPrefix }
 
 // BrandKey is where a brand stands.
 func BrandKey(brand string) string { return brandPrefix + brand }
+
+// TallyPrefix is the prefix of the keys that count a brand's domains.
+func TallyPrefix(brand string) string { return tallyPrefix + brand + "/" }
+
+// TallyMadeKey is the key whose version counts the domains that a brand got.
+func TallyMadeKey(brand string) string { return TallyPrefix(brand) + "made" }
+
+// TallyGoneKey is the key whose version counts the domains that a brand lost.
+func TallyGoneKey(brand string) string { return TallyPrefix(brand) + "gone" }
 
 // AllDomainsPrefix is the prefix of the domains of all brands.
 func AllDomainsPrefix() string { return domainPrefix }

@@ -310,8 +310,10 @@ type Brand struct {
 	// Whether private keys are disclosed some time after they were destroyed.
 	Disclosure          bool  `protobuf:"varint,6,opt,name=disclosure,proto3" json:"disclosure,omitempty"`
 	DisclosureLagMicros int64 `protobuf:"varint,7,opt,name=disclosure_lag_micros,json=disclosureLagMicros,proto3" json:"disclosure_lag_micros,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// How many domains of customers it may have; 0: any number.
+	MaxDomains    int64 `protobuf:"varint,8,opt,name=max_domains,json=maxDomains,proto3" json:"max_domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Brand) Reset() {
@@ -393,6 +395,77 @@ func (x *Brand) GetDisclosureLagMicros() int64 {
 	return 0
 }
 
+func (x *Brand) GetMaxDomains() int64 {
+	if x != nil {
+		return x.MaxDomains
+	}
+	return 0
+}
+
+// Tally is the value of meta/tally/<brand>/made. The brand has base domains of
+// customers, and as many more as the version of that key is above that of
+// meta/tally/<brand>/gone. It holds only for keys created at these revisions:
+// those that a restored backup makes anew have versions of their own.
+type Tally struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Base               int64                  `protobuf:"zigzag64,1,opt,name=base,proto3" json:"base,omitempty"`
+	MadeCreateRevision int64                  `protobuf:"varint,2,opt,name=made_create_revision,json=madeCreateRevision,proto3" json:"made_create_revision,omitempty"`
+	GoneCreateRevision int64                  `protobuf:"varint,3,opt,name=gone_create_revision,json=goneCreateRevision,proto3" json:"gone_create_revision,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Tally) Reset() {
+	*x = Tally{}
+	mi := &file_schemapb_values_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tally) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tally) ProtoMessage() {}
+
+func (x *Tally) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tally.ProtoReflect.Descriptor instead.
+func (*Tally) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Tally) GetBase() int64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *Tally) GetMadeCreateRevision() int64 {
+	if x != nil {
+		return x.MadeCreateRevision
+	}
+	return 0
+}
+
+func (x *Tally) GetGoneCreateRevision() int64 {
+	if x != nil {
+		return x.GoneCreateRevision
+	}
+	return 0
+}
+
 // Domain is the value of meta/domains/<brand>/<domain>.
 type Domain struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
@@ -416,7 +489,7 @@ type Domain struct {
 
 func (x *Domain) Reset() {
 	*x = Domain{}
-	mi := &file_schemapb_values_proto_msgTypes[4]
+	mi := &file_schemapb_values_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +501,7 @@ func (x *Domain) String() string {
 func (*Domain) ProtoMessage() {}
 
 func (x *Domain) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[4]
+	mi := &file_schemapb_values_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +514,7 @@ func (x *Domain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Domain.ProtoReflect.Descriptor instead.
 func (*Domain) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{4}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Domain) GetZone() string {
@@ -532,7 +605,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_schemapb_values_proto_msgTypes[5]
+	mi := &file_schemapb_values_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +617,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[5]
+	mi := &file_schemapb_values_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +630,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{5}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Selector) GetSelector() string {
@@ -596,7 +669,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_schemapb_values_proto_msgTypes[6]
+	mi := &file_schemapb_values_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +681,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[6]
+	mi := &file_schemapb_values_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +694,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{6}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Key) GetId() string {
@@ -731,7 +804,7 @@ type LabelClaim struct {
 
 func (x *LabelClaim) Reset() {
 	*x = LabelClaim{}
-	mi := &file_schemapb_values_proto_msgTypes[7]
+	mi := &file_schemapb_values_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +816,7 @@ func (x *LabelClaim) String() string {
 func (*LabelClaim) ProtoMessage() {}
 
 func (x *LabelClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[7]
+	mi := &file_schemapb_values_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +829,7 @@ func (x *LabelClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelClaim.ProtoReflect.Descriptor instead.
 func (*LabelClaim) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{7}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LabelClaim) GetBrand() string {
@@ -805,7 +878,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_schemapb_values_proto_msgTypes[8]
+	mi := &file_schemapb_values_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +890,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[8]
+	mi := &file_schemapb_values_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +903,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{8}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Policy) GetIntervalMicros() int64 {
@@ -906,7 +979,7 @@ type Freeze struct {
 
 func (x *Freeze) Reset() {
 	*x = Freeze{}
-	mi := &file_schemapb_values_proto_msgTypes[9]
+	mi := &file_schemapb_values_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +991,7 @@ func (x *Freeze) String() string {
 func (*Freeze) ProtoMessage() {}
 
 func (x *Freeze) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[9]
+	mi := &file_schemapb_values_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1004,7 @@ func (x *Freeze) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Freeze.ProtoReflect.Descriptor instead.
 func (*Freeze) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{9}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Freeze) GetStartMicros() int64 {
@@ -969,7 +1042,7 @@ type Events struct {
 
 func (x *Events) Reset() {
 	*x = Events{}
-	mi := &file_schemapb_values_proto_msgTypes[10]
+	mi := &file_schemapb_values_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1054,7 @@ func (x *Events) String() string {
 func (*Events) ProtoMessage() {}
 
 func (x *Events) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[10]
+	mi := &file_schemapb_values_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1067,7 @@ func (x *Events) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Events.ProtoReflect.Descriptor instead.
 func (*Events) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{10}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Events) GetTimeSeconds() int64 {
@@ -1045,7 +1118,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_schemapb_values_proto_msgTypes[11]
+	mi := &file_schemapb_values_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1130,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[11]
+	mi := &file_schemapb_values_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1143,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{11}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Status) GetDueSeconds() int64 {
@@ -1129,7 +1202,7 @@ type Signer struct {
 
 func (x *Signer) Reset() {
 	*x = Signer{}
-	mi := &file_schemapb_values_proto_msgTypes[12]
+	mi := &file_schemapb_values_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1214,7 @@ func (x *Signer) String() string {
 func (*Signer) ProtoMessage() {}
 
 func (x *Signer) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[12]
+	mi := &file_schemapb_values_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1227,7 @@ func (x *Signer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signer.ProtoReflect.Descriptor instead.
 func (*Signer) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{12}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Signer) GetBrand() string {
@@ -1206,7 +1279,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_schemapb_values_proto_msgTypes[13]
+	mi := &file_schemapb_values_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1291,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[13]
+	mi := &file_schemapb_values_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1304,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{13}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Report) GetTimeSeconds() int64 {
@@ -1272,7 +1345,7 @@ type RetainedKey struct {
 
 func (x *RetainedKey) Reset() {
 	*x = RetainedKey{}
-	mi := &file_schemapb_values_proto_msgTypes[14]
+	mi := &file_schemapb_values_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1357,7 @@ func (x *RetainedKey) String() string {
 func (*RetainedKey) ProtoMessage() {}
 
 func (x *RetainedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[14]
+	mi := &file_schemapb_values_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1370,7 @@ func (x *RetainedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetainedKey.ProtoReflect.Descriptor instead.
 func (*RetainedKey) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{14}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RetainedKey) GetSealed() []byte {
@@ -1367,7 +1440,7 @@ type DisclosedKey struct {
 
 func (x *DisclosedKey) Reset() {
 	*x = DisclosedKey{}
-	mi := &file_schemapb_values_proto_msgTypes[15]
+	mi := &file_schemapb_values_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1452,7 @@ func (x *DisclosedKey) String() string {
 func (*DisclosedKey) ProtoMessage() {}
 
 func (x *DisclosedKey) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[15]
+	mi := &file_schemapb_values_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1465,7 @@ func (x *DisclosedKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisclosedKey.ProtoReflect.Descriptor instead.
 func (*DisclosedKey) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{15}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DisclosedKey) GetSelector() string {
@@ -1465,7 +1538,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_schemapb_values_proto_msgTypes[16]
+	mi := &file_schemapb_values_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1550,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[16]
+	mi := &file_schemapb_values_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1563,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{16}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Token) GetHash() []byte {
@@ -1582,7 +1655,7 @@ type BrandSecret struct {
 
 func (x *BrandSecret) Reset() {
 	*x = BrandSecret{}
-	mi := &file_schemapb_values_proto_msgTypes[17]
+	mi := &file_schemapb_values_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1667,7 @@ func (x *BrandSecret) String() string {
 func (*BrandSecret) ProtoMessage() {}
 
 func (x *BrandSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_schemapb_values_proto_msgTypes[17]
+	mi := &file_schemapb_values_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1680,7 @@ func (x *BrandSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrandSecret.ProtoReflect.Descriptor instead.
 func (*BrandSecret) Descriptor() ([]byte, []int) {
-	return file_schemapb_values_proto_rawDescGZIP(), []int{17}
+	return file_schemapb_values_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BrandSecret) GetHash() []byte {
@@ -1704,7 +1777,7 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\n" +
 	"NameServer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
-	"\taddresses\x18\x02 \x03(\fR\taddresses\"\xfe\x01\n" +
+	"\taddresses\x18\x02 \x03(\fR\taddresses\"\x9f\x02\n" +
 	"\x05Brand\x12\x12\n" +
 	"\x04zone\x18\x01 \x01(\tR\x04zone\x12!\n" +
 	"\fdisplay_name\x18\x02 \x01(\tR\vdisplayName\x12,\n" +
@@ -1714,7 +1787,13 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\n" +
 	"disclosure\x18\x06 \x01(\bR\n" +
 	"disclosure\x122\n" +
-	"\x15disclosure_lag_micros\x18\a \x01(\x03R\x13disclosureLagMicros\"\xaf\x03\n" +
+	"\x15disclosure_lag_micros\x18\a \x01(\x03R\x13disclosureLagMicros\x12\x1f\n" +
+	"\vmax_domains\x18\b \x01(\x03R\n" +
+	"maxDomains\"\x7f\n" +
+	"\x05Tally\x12\x12\n" +
+	"\x04base\x18\x01 \x01(\x12R\x04base\x120\n" +
+	"\x14made_create_revision\x18\x02 \x01(\x03R\x12madeCreateRevision\x120\n" +
+	"\x14gone_create_revision\x18\x03 \x01(\x03R\x12goneCreateRevision\"\xaf\x03\n" +
 	"\x06Domain\x12\x12\n" +
 	"\x04zone\x18\x01 \x01(\tR\x04zone\x12\x1d\n" +
 	"\n" +
@@ -1858,35 +1937,36 @@ func file_schemapb_values_proto_rawDescGZIP() []byte {
 	return file_schemapb_values_proto_rawDescData
 }
 
-var file_schemapb_values_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_schemapb_values_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_schemapb_values_proto_goTypes = []any{
 	(*PublicRecord)(nil), // 0: schemapb.PublicRecord
 	(*Apex)(nil),         // 1: schemapb.Apex
 	(*NameServer)(nil),   // 2: schemapb.NameServer
 	(*Brand)(nil),        // 3: schemapb.Brand
-	(*Domain)(nil),       // 4: schemapb.Domain
-	(*Selector)(nil),     // 5: schemapb.Selector
-	(*Key)(nil),          // 6: schemapb.Key
-	(*LabelClaim)(nil),   // 7: schemapb.LabelClaim
-	(*Policy)(nil),       // 8: schemapb.Policy
-	(*Freeze)(nil),       // 9: schemapb.Freeze
-	(*Events)(nil),       // 10: schemapb.Events
-	(*Status)(nil),       // 11: schemapb.Status
-	(*Signer)(nil),       // 12: schemapb.Signer
-	(*Report)(nil),       // 13: schemapb.Report
-	(*RetainedKey)(nil),  // 14: schemapb.RetainedKey
-	(*DisclosedKey)(nil), // 15: schemapb.DisclosedKey
-	(*Token)(nil),        // 16: schemapb.Token
-	(*BrandSecret)(nil),  // 17: schemapb.BrandSecret
+	(*Tally)(nil),        // 4: schemapb.Tally
+	(*Domain)(nil),       // 5: schemapb.Domain
+	(*Selector)(nil),     // 6: schemapb.Selector
+	(*Key)(nil),          // 7: schemapb.Key
+	(*LabelClaim)(nil),   // 8: schemapb.LabelClaim
+	(*Policy)(nil),       // 9: schemapb.Policy
+	(*Freeze)(nil),       // 10: schemapb.Freeze
+	(*Events)(nil),       // 11: schemapb.Events
+	(*Status)(nil),       // 12: schemapb.Status
+	(*Signer)(nil),       // 13: schemapb.Signer
+	(*Report)(nil),       // 14: schemapb.Report
+	(*RetainedKey)(nil),  // 15: schemapb.RetainedKey
+	(*DisclosedKey)(nil), // 16: schemapb.DisclosedKey
+	(*Token)(nil),        // 17: schemapb.Token
+	(*BrandSecret)(nil),  // 18: schemapb.BrandSecret
 }
 var file_schemapb_values_proto_depIdxs = []int32{
 	2,  // 0: schemapb.Apex.name_servers:type_name -> schemapb.NameServer
-	8,  // 1: schemapb.Brand.policy:type_name -> schemapb.Policy
-	5,  // 2: schemapb.Domain.selectors:type_name -> schemapb.Selector
-	6,  // 3: schemapb.Domain.keys:type_name -> schemapb.Key
-	8,  // 4: schemapb.Domain.policy:type_name -> schemapb.Policy
-	10, // 5: schemapb.Domain.events:type_name -> schemapb.Events
-	9,  // 6: schemapb.Policy.freezes:type_name -> schemapb.Freeze
+	9,  // 1: schemapb.Brand.policy:type_name -> schemapb.Policy
+	6,  // 2: schemapb.Domain.selectors:type_name -> schemapb.Selector
+	7,  // 3: schemapb.Domain.keys:type_name -> schemapb.Key
+	9,  // 4: schemapb.Domain.policy:type_name -> schemapb.Policy
+	11, // 5: schemapb.Domain.events:type_name -> schemapb.Events
+	10, // 6: schemapb.Policy.freezes:type_name -> schemapb.Freeze
 	7,  // [7:7] is the sub-list for method output_type
 	7,  // [7:7] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
@@ -1899,14 +1979,14 @@ func file_schemapb_values_proto_init() {
 	if File_schemapb_values_proto != nil {
 		return
 	}
-	file_schemapb_values_proto_msgTypes[8].OneofWrappers = []any{}
+	file_schemapb_values_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_schemapb_values_proto_rawDesc), len(file_schemapb_values_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
