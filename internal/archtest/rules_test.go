@@ -27,6 +27,8 @@ var tiers = map[string]int{
 	"service":    2,
 	"mint":       2,
 	"evidence":   2,
+	"admission":  2,
+	"limit":      2,
 	"controller": 2,
 	// Edges.
 	"cli":    3,
@@ -43,6 +45,7 @@ var shared = map[string]string{
 	"etcdclient": "keystore and replica reach the same etcd in the same way",
 	"authn":      "authz judges whom authn has recognised",
 	"authz":      "service asks it before every call",
+	"admission":  "service asks it before a domain gets keys",
 	"mint":       "service and controller make keys in the same way",
 	"evidence":   "service and controller look at DNS in the same way",
 	"config":     "cli reads the configuration that app writes",
@@ -112,6 +115,11 @@ var owners = []owner{
 		dependency: module + "/api/dkim/v1",
 		owners:     []string{"internal/service", "internal/cli", "internal/app", "test"},
 		reason:     "generated messages stay at the edges; the packages inside have types of their own",
+	},
+	{
+		dependency: module + "/api/dkim/admission/v1",
+		owners:     []string{"internal/admission", "test"},
+		reason:     "dkimd is a client of the provider's system in one place",
 	},
 	{
 		dependency: module + "/internal/schema/schemapb",
