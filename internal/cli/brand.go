@@ -37,6 +37,7 @@ While there is only one zone, it need not be named.
 ` + modeHelp + "\n\n" + policyHelp,
 		Example: `  dkimctl brand create acme
   dkimctl brand create acme --zone keys.example.net --display-name 'Acme Mail'
+  dkimctl brand create acme --max-domains 5000
   dkimctl brand create acme --mode shared --rotate-every 60d --max-per-hour 1000`,
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
 		b := f.message()
@@ -63,6 +64,7 @@ CNAMEs to it.`
 type brandFlags struct {
 	displayName string
 	mode        modeFlag
+	maxDomains  int64
 	disclosure  bool
 	lag         *durationpb.Duration
 	policy      policyFlags
@@ -76,6 +78,8 @@ func (f *brandFlags) define(c *cobra.Command) {
 	complete(c, "mode", func(context.Context, string) ([]string, cobra.ShellCompDirective) {
 		return slices.Sorted(maps.Keys(signingModes)), cobra.ShellCompDirectiveNoFileComp
 	})
+	c.Flags().Int64Var(&f.maxDomains, "max-domains", 0, "how many `domains` of customers it may have; 0: any number")
+	noFiles(c, "max-domains")
 	c.Flags().Var((*onOffFlag)(&f.disclosure), "disclosure", "`on`: make private keys public some time after they are destroyed; off: never (default off)")
 	c.Flags().Var(&spanFlag{&f.lag}, "disclosure-lag", "`time` from the destruction of a key until it is disclosed, at least 8d (default 30d)")
 	noFiles(c, "disclosure-lag")
@@ -84,7 +88,7 @@ func (f *brandFlags) define(c *cobra.Command) {
 	})
 	f.policy.define(c)
 	f.fields = map[string]string{
-		"display-name": "display_name", "mode": "signing_mode", "disclosure": "disclosure.enabled", "disclosure-lag": "disclosure.lag",
+		"display-name": "display_name", "mode": "signing_mode", "max-domains": "max_domains", "disclosure": "disclosure.enabled", "disclosure-lag": "disclosure.lag",
 	}
 	maps.Copy(f.fields, f.policy.fields)
 }
@@ -92,7 +96,7 @@ func (f *brandFlags) define(c *cobra.Command) {
 func (f *brandFlags) message() *dkimv1.Brand {
 	return &dkimv1.Brand{
 		DisplayName: f.displayName, SigningMode: dkimv1.SigningMode(f.mode), RotationPolicy: &f.policy.policy,
-		Disclosure: &dkimv1.KeyDisclosure{Enabled: f.disclosure, Lag: f.lag},
+		MaxDomains: f.maxDomains, Disclosure: &dkimv1.KeyDisclosure{Enabled: f.disclosure, Lag: f.lag},
 	}
 }
 
@@ -127,6 +131,14 @@ func disclosureText(d *dkimv1.KeyDisclosure) string {
 		return onOff(d.GetEnabled())
 	}
 	return onOff(d.GetEnabled()) + ", " + spanText(d.GetLag()) + " after the key was destroyed"
+}
+
+// quotaText is empty for a brand that may have any number of domains.
+func quotaText(b *dkimv1.Brand) string {
+	if b.GetMaxDomains() == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d", b.GetDomainCount(), b.GetMaxDomains())
 }
 
 // signingModes are the modes in the words of dkimctl.
@@ -202,6 +214,7 @@ func (r *run) brandUpdate() *cobra.Command {
 		Long:  "Changes those settings of a brand that flags name.\n\n" + modeHelp + "\n\n" + policyHelp,
 		Example: `  dkimctl brand update acme --display-name 'Acme Mail'
   dkimctl brand update acme --mode shared
+  dkimctl brand update acme --max-domains 10000
   dkimctl brand update acme --disclosure on --disclosure-lag 30d
   dkimctl brand update acme --rotate-every 60d --freeze 2026-11-27T00:00:00Z/2026-11-30T00:00:00Z`,
 	}, func(ctx context.Context, api dkimv1.KeyManagementClient, args []string) error {
@@ -253,6 +266,7 @@ func (r *run) printBrand(b *dkimv1.Brand) error {
 			"Mode", modeText(b.GetSigningMode()),
 			"Rotation", policyText(b.GetRotationPolicy()),
 			"Disclosure", disclosureText(b.GetDisclosure()),
+			"Domains", quotaText(b),
 			"Default keys", lastPart(b.GetDefaultDomain()),
 			"Shared keys", lastPart(b.GetSharedDomain()),
 			"Created", timeText(b.GetCreateTime()),

@@ -168,9 +168,14 @@ func passing(code codes.Code) bool {
 	return code == codes.Unavailable || code == codes.Aborted || code == codes.DeadlineExceeded
 }
 
+// passes reports whether the same call may succeed the next time.
+func (f *failure) passes() bool {
+	return passing(f.code) || f.code == codes.ResourceExhausted && f.retryAfter > 0
+}
+
 // fatal reports whether the other lines would fail in the same way.
 func fatal(err error) bool {
 	f, ok := errors.AsType[*failure](err)
-	return !ok || f.code == codes.Unavailable || f.code == codes.Unauthenticated || f.code == codes.PermissionDenied ||
+	return !ok || f.code == codes.Unavailable || f.code == codes.ResourceExhausted || f.code == codes.Unauthenticated || f.code == codes.PermissionDenied && f.reason != "ADMISSION_DENIED" ||
 		f.reason == "BRAND_NOT_FOUND" || f.reason == "INVALID_TTL"
 }

@@ -366,7 +366,7 @@ func (k *keyRun) send(ctx context.Context, lines []keyLine) ([]*dkimv1.BatchPubl
 					again = append(again, i)
 				}
 			}
-		case ok && passing(failed.code):
+		case ok && failed.passes():
 			again, retryAfter = todo, failed.retryAfter
 		default:
 			return nil, err

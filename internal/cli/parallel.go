@@ -66,7 +66,7 @@ func persist[R any](ctx context.Context, r *run, makeCall func() (R, error)) (R,
 	for {
 		resp, err := makeCall()
 		failed, ok := errors.AsType[*failure](err)
-		if !ok || !passing(failed.code) {
+		if !ok || !failed.passes() {
 			return resp, err
 		}
 		if deadline.IsZero() {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/admission"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/evidence"
 	"github.com/dkimzone/dkimzone/internal/keystore"
@@ -154,6 +155,9 @@ func (s *Service) publishTogether(ctx context.Context, brand string, b *batch) e
 		change.Due = s.firstLook(change.Domain, b.zone)
 		changes, changed = append(changes, change), append(changed, items)
 	}
+	if changes, changed, err = s.admitted(ctx, brand, b, changes, changed); err != nil {
+		return err
+	}
 	for n, res := range s.store.ApplyBatch(ctx, changes) {
 		if errors.Is(res.Err, keystore.ErrUnavailable) || ctx.Err() != nil && res.Err != nil {
 			return storeFailure(res.Err)
@@ -186,6 +190,45 @@ func (s *Service) firstLook(d keystore.Domain, z keystore.Zone) time.Time {
 	}
 	interval := evidence.Policy(z, keystore.Brand{}, d).CheckInterval
 	return s.now().Add(interval/2 + rand.N(interval/2))
+}
+
+// admitted leaves out the changes of domains that are to get keys and are not
+// admitted, and fills in the results of their items.
+func (s *Service) admitted(ctx context.Context, brand string, b *batch, changes []keystore.Change, changed [][]int) ([]keystore.Change, [][]int, error) {
+	if s.gate == nil {
+		return changes, changed, nil
+	}
+	var names []dnsname.Domain
+	var places []int
+	for n, c := range changes {
+		if slices.ContainsFunc(c.Publish, func(p keystore.Publication) bool { return p.New }) {
+			names, places = append(names, c.Domain.Name), append(places, n)
+		}
+	}
+	rejections, err := s.askAll(ctx, brand, names, admission.Publish)
+	if err != nil {
+		return nil, nil, err
+	}
+	rejected := make(map[int]bool)
+	for k, n := range places {
+		if rejections[k] == nil {
+			continue
+		}
+		rejected[n] = true
+		for _, i := range changed[n] {
+			if err := b.refuse(i, rejections[k]); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	var leftChanges []keystore.Change
+	var left [][]int
+	for n := range changes {
+		if !rejected[n] {
+			leftChanges, left = append(leftChanges, changes[n]), append(left, changed[n])
+		}
+	}
+	return leftChanges, left, nil
 }
 
 // done fills in the result of an item. It returns the errors that no item is to

@@ -19,7 +19,11 @@ import (
 	"github.com/dkimzone/dkimzone/internal/rotation"
 )
 
-const maxDisplayName = 200
+const (
+	maxDisplayName = 200
+	// maxQuota is more than any cluster holds, and far from where sums overflow.
+	maxQuota = 1_000_000_000
+)
 
 // CreateBrand implements dkim.v1.KeyManagement.
 func (s *Service) CreateBrand(ctx context.Context, req *dkimv1.CreateBrandRequest) (*dkimv1.Brand, error) {
@@ -203,7 +207,7 @@ func (s *Service) DeleteBrand(ctx context.Context, req *dkimv1.DeleteBrandReques
 
 // brandPaths are the fields of a brand that may be set.
 func brandPaths() []string {
-	return append(policyPaths(), "display_name", "signing_mode", "disclosure", "disclosure.enabled", "disclosure.lag")
+	return append(policyPaths(), "display_name", "signing_mode", "disclosure", "disclosure.enabled", "disclosure.lag", "max_domains")
 }
 
 // setBrand sets the named fields of b from msg; fields that msg leaves empty get
@@ -221,6 +225,12 @@ func setBrand(b *keystore.Brand, msg *dkimv1.Brand, paths []string) error {
 			return invalid("brand.signing_mode", "INVALID_BRAND", fmt.Sprintf("%d is no mode: use PER_DOMAIN, BRAND_DEFAULT or BRAND_SHARED", msg.GetSigningMode()))
 		}
 		b.Mode = mode
+	}
+	if slices.Contains(paths, "max_domains") {
+		if n := msg.GetMaxDomains(); n < 0 || n > maxQuota {
+			return invalid("brand.max_domains", "INVALID_BRAND", fmt.Sprintf("%d: use 1 to %d, or 0 for no bound", n, maxQuota))
+		}
+		b.MaxDomains = msg.GetMaxDomains()
 	}
 	if err := setDisclosure(&b.Disclosure, msg.GetDisclosure(), paths); err != nil {
 		return err
@@ -299,6 +309,13 @@ func (s *Service) brandMessage(ctx context.Context, b keystore.Brand) (*dkimv1.B
 		SigningMode:    modeMessage(b.Mode),
 		RotationPolicy: overrideMessage(b.Policy),
 		Disclosure:     disclosureMessage(b.Disclosure),
+		MaxDomains:     b.MaxDomains,
+	}
+	if b.MaxDomains != 0 {
+		var err error
+		if m.DomainCount, err = s.store.CustomerDomains(ctx, b.Name); err != nil {
+			return nil, storeFailure(err)
+		}
 	}
 	names := []dnsname.Domain{keystore.DefaultDomainName(b), keystore.SharedDomainName(b)}
 	domains, err := s.store.DomainsOf(ctx, b.Name, names)

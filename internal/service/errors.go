@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -62,11 +63,14 @@ func failWith(code codes.Code, reason, message string, detail protoadapt.Message
 // nothing but INTERNAL.
 func storeFailure(err error) error {
 	var claim *keystore.ClaimError
+	var quota *keystore.QuotaError
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &claim):
 		return claimFailure(claim)
+	case errors.As(err, &quota):
+		return quotaFailure(quota)
 	case errors.Is(err, keystore.ErrZoneNotFound):
 		return fail(codes.NotFound, "ZONE_NOT_FOUND", err.Error()+"; list zones, or create it first")
 	case errors.Is(err, keystore.ErrZoneExists):
@@ -106,6 +110,14 @@ func (e *storeDown) Error() string { return e.cause.Error() }
 
 // GRPCStatus is what the caller sees.
 func (e *storeDown) GRPCStatus() *status.Status { return status.Convert(e.rejection) }
+
+func quotaFailure(e *keystore.QuotaError) error {
+	violation := &errdetails.QuotaFailure{Violations: []*errdetails.QuotaFailure_Violation{{
+		Subject: "brands/" + e.Brand, Description: e.Error(),
+	}}}
+	return failWith(codes.ResourceExhausted, "QUOTA_EXCEEDED", e.Error()+"; delete domains that are not needed, or have an administrator raise the brand's max_domains", violation,
+		"brand", e.Brand, "limit", strconv.FormatInt(e.Limit, 10), "count", strconv.FormatInt(e.Count, 10))
+}
 
 func claimFailure(e *keystore.ClaimError) error {
 	meta := []string{"domain", string(e.Domain), "zone", string(e.Zone)}

@@ -61,6 +61,7 @@ type fixture struct {
 	service *service.Service
 	keys    *keySource
 	dns     *fakeDNS
+	gate    *fakeGate
 	api     dkimv1.KeyManagementClient
 	signer  dkimv1.SignerClient // of signer mx
 	access  dkimv1.AccessControlClient
@@ -93,7 +94,7 @@ func (r *rival) Txn(ctx context.Context) clientv3.Txn {
 // brands acme and other in it.
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{fake: keystoretest.NewFake(), keys: newKeySource(), dns: &fakeDNS{}, log: &logBuffer{}, streams: make(chan string, 100)}
+	f := &fixture{fake: keystoretest.NewFake(), keys: newKeySource(), dns: &fakeDNS{}, gate: &fakeGate{}, log: &logBuffer{}, streams: make(chan string, 100)}
 	f.setTime(start)
 	f.store = keystore.New(&rival{Fake: f.fake, act: &f.rival}, time.Minute)
 	kek := filepath.Join(t.TempDir(), "kek.key")
@@ -107,7 +108,7 @@ func newFixture(t *testing.T) *fixture {
 	t.Cleanup(func() { keeper.Close() })
 	logger := slog.New(slog.NewTextHandler(f.log, nil))
 	now := func() time.Time { return (*f.now.Load())() }
-	f.service = service.New(f.store, mint.New(f.keys, envelope.NewSealer(keeper, f.store)), f.dns, now, logger)
+	f.service = service.New(f.store, mint.New(f.keys, envelope.NewSealer(keeper, f.store)), f.dns, now, logger, service.WithGate(f.gate))
 	f.serve(t, logger)
 
 	must(f.api.CreateZone(t.Context(), &dkimv1.CreateZoneRequest{ZoneId: "keys.example.net", Zone: &dkimv1.Zone{NameServers: outside}}))(t)

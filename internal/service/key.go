@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/admission"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
@@ -165,6 +166,11 @@ func (s *Service) publish(ctx context.Context, p publishing, zone keystore.Zone)
 		change := &keystore.Change{Domain: d, Actor: actor(ctx)}
 		if err := s.addPublication(ctx, change, p, zone); err != nil || len(change.Publish) == 0 {
 			return nil, err
+		}
+		if change.Publish[0].New {
+			if err := s.ask(ctx, p.name, admission.Publish); err != nil {
+				return nil, err
+			}
 		}
 		return change, nil
 	})

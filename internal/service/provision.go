@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/admission"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
@@ -68,6 +69,13 @@ func (s *Service) ProvisionDomain(ctx context.Context, req *dkimv1.ProvisionDoma
 		// A refusal must not leave anything, not even a first data key of the
 		// brand, which sealing makes.
 		if takeOver, err = s.admit(ctx, d, missing); err != nil {
+			return nil, err
+		}
+		operation := admission.Provision
+		if takeOver {
+			operation = admission.TakeOver
+		}
+		if err := s.ask(ctx, w.name, operation); err != nil {
 			return nil, err
 		}
 		return s.provisioning(ctx, d, missing, takeOver, opts)
@@ -298,6 +306,10 @@ func (s *Service) apply(ctx context.Context, change keystore.Change) (keystore.D
 	case refused != nil:
 		return keystore.Domain{}, refused
 	case shown:
+		n := domainName{change.Domain.Brand, change.Domain.Name}
+		if err := s.ask(ctx, n, admission.TakeOver); err != nil {
+			return keystore.Domain{}, err
+		}
 		change.TakeOver = true
 		return s.store.Apply(ctx, change)
 	}

@@ -31,14 +31,25 @@ type Service struct {
 	store  *keystore.Store
 	mint   *mint.Mint
 	prober Prober
+	gate   Gate // nil: every domain is admitted
 	now    func() time.Time
 	logger *slog.Logger
 }
 
+// Option sets something of a Service that it can do without.
+type Option func(*Service)
+
+// WithGate makes the Service ask before a domain gets keys.
+func WithGate(g Gate) Option { return func(s *Service) { s.gate = g } }
+
 // New returns a Service. Without a prober, nil, domains cannot be checked, nor
 // taken over from another brand. now is the clock that dates records and keys.
-func New(store *keystore.Store, m *mint.Mint, p Prober, now func() time.Time, logger *slog.Logger) *Service {
-	return &Service{store: store, mint: m, prober: p, now: now, logger: logger}
+func New(store *keystore.Store, m *mint.Mint, p Prober, now func() time.Time, logger *slog.Logger, options ...Option) *Service {
+	s := &Service{store: store, mint: m, prober: p, now: now, logger: logger}
+	for _, set := range options {
+		set(s)
+	}
+	return s
 }
 
 // conflictRetries is how often a change that named no etag is computed anew

@@ -65,7 +65,9 @@ const (
 // to do. A refused request has changed nothing. Reasons any method may give:
 // UNAUTHENTICATED, PERMISSION_DENIED, INTERNAL; UNAVAILABLE STORE_UNAVAILABLE
 // (try again; RetryInfo says when; a change may have happened all the same);
-// ABORTED CONFLICT (many change the same thing at once; try again).
+// ABORTED CONFLICT (many change the same thing at once; try again);
+// RESOURCE_EXHAUSTED RATE_LIMITED, TOO_MANY_CALLS, TOO_MANY_STREAMS, OVERLOADED
+// (RetryInfo says when to try again).
 // INVALID_ARGUMENT INVALID_NAME for a resource name of the wrong form, or
 // INVALID_ZONE, INVALID_BRAND, INVALID_DOMAIN for what is wrong in a part of it.
 type KeyManagementClient interface {
@@ -126,7 +128,11 @@ type KeyManagementClient interface {
 	// this zone); FAILED_PRECONDITION DOMAIN_RESERVED (another brand had it),
 	// HOST_LABEL_TAKEN (other domains have all labels it could have),
 	// ALGORITHM_DIFFERS (UpdateDomain changes it), SELECTOR_IN_USE,
-	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT, TOO_MANY_KEYS; DEADLINE_EXCEEDED
+	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT, TOO_MANY_KEYS; RESOURCE_EXHAUSTED
+	// QUOTA_EXCEEDED (the brand has as many domains as it may have);
+	// PERMISSION_DENIED ADMISSION_DENIED (the provider's own system does not want
+	// the domain to have keys); UNAVAILABLE ADMISSION_UNAVAILABLE (that system did
+	// not answer; try again); DEADLINE_EXCEEDED
 	// KEY_GENERATION_SLOW (nothing was changed; try again with more time).
 	ProvisionDomain(ctx context.Context, in *ProvisionDomainRequest, opts ...grpc.CallOption) (*Domain, error)
 	// NOT_FOUND DOMAIN_NOT_FOUND.
@@ -185,13 +191,16 @@ type KeyManagementClient interface {
 	// NOT_FOUND BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED, KEY_PUBLISHED
 	// (under another name); FAILED_PRECONDITION DOMAIN_RESERVED,
 	// HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT,
-	// TOO_MANY_KEYS.
+	// TOO_MANY_KEYS; RESOURCE_EXHAUSTED QUOTA_EXCEEDED (the brand has as many
+	// domains as it may have); PERMISSION_DENIED ADMISSION_DENIED, UNAVAILABLE
+	// ADMISSION_UNAVAILABLE (as ProvisionDomain).
 	PublishKey(ctx context.Context, in *PublishKeyRequest, opts ...grpc.CallOption) (*Key, error)
 	// PublishKey for many keys of one brand: each request has a result of its
 	// own, as PublishKey would have ended, and what is refused does not hinder the
 	// others. Those of one domain may be stored together; a domain is never left
 	// with half of what one PublishKey does. INVALID_ARGUMENT BATCH_TOO_LARGE,
-	// INVALID_BRAND; NOT_FOUND BRAND_NOT_FOUND. After UNAVAILABLE any of them may
+	// INVALID_BRAND; NOT_FOUND BRAND_NOT_FOUND; UNAVAILABLE ADMISSION_UNAVAILABLE
+	// (nothing was changed). After another UNAVAILABLE any of them may
 	// have been carried out; like PublishKey it may be called again.
 	BatchPublishKeys(ctx context.Context, in *BatchPublishKeysRequest, opts ...grpc.CallOption) (*BatchPublishKeysResponse, error)
 	// Withdraws a key that PublishKey published; the domain stays.
@@ -573,7 +582,9 @@ func (c *keyManagementClient) DeleteSigner(ctx context.Context, in *DeleteSigner
 // to do. A refused request has changed nothing. Reasons any method may give:
 // UNAUTHENTICATED, PERMISSION_DENIED, INTERNAL; UNAVAILABLE STORE_UNAVAILABLE
 // (try again; RetryInfo says when; a change may have happened all the same);
-// ABORTED CONFLICT (many change the same thing at once; try again).
+// ABORTED CONFLICT (many change the same thing at once; try again);
+// RESOURCE_EXHAUSTED RATE_LIMITED, TOO_MANY_CALLS, TOO_MANY_STREAMS, OVERLOADED
+// (RetryInfo says when to try again).
 // INVALID_ARGUMENT INVALID_NAME for a resource name of the wrong form, or
 // INVALID_ZONE, INVALID_BRAND, INVALID_DOMAIN for what is wrong in a part of it.
 type KeyManagementServer interface {
@@ -634,7 +645,11 @@ type KeyManagementServer interface {
 	// this zone); FAILED_PRECONDITION DOMAIN_RESERVED (another brand had it),
 	// HOST_LABEL_TAKEN (other domains have all labels it could have),
 	// ALGORITHM_DIFFERS (UpdateDomain changes it), SELECTOR_IN_USE,
-	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT, TOO_MANY_KEYS; DEADLINE_EXCEEDED
+	// SELECTOR_TOO_LONG, SELECTOR_CONFLICT, TOO_MANY_KEYS; RESOURCE_EXHAUSTED
+	// QUOTA_EXCEEDED (the brand has as many domains as it may have);
+	// PERMISSION_DENIED ADMISSION_DENIED (the provider's own system does not want
+	// the domain to have keys); UNAVAILABLE ADMISSION_UNAVAILABLE (that system did
+	// not answer; try again); DEADLINE_EXCEEDED
 	// KEY_GENERATION_SLOW (nothing was changed; try again with more time).
 	ProvisionDomain(context.Context, *ProvisionDomainRequest) (*Domain, error)
 	// NOT_FOUND DOMAIN_NOT_FOUND.
@@ -693,13 +708,16 @@ type KeyManagementServer interface {
 	// NOT_FOUND BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED, KEY_PUBLISHED
 	// (under another name); FAILED_PRECONDITION DOMAIN_RESERVED,
 	// HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT,
-	// TOO_MANY_KEYS.
+	// TOO_MANY_KEYS; RESOURCE_EXHAUSTED QUOTA_EXCEEDED (the brand has as many
+	// domains as it may have); PERMISSION_DENIED ADMISSION_DENIED, UNAVAILABLE
+	// ADMISSION_UNAVAILABLE (as ProvisionDomain).
 	PublishKey(context.Context, *PublishKeyRequest) (*Key, error)
 	// PublishKey for many keys of one brand: each request has a result of its
 	// own, as PublishKey would have ended, and what is refused does not hinder the
 	// others. Those of one domain may be stored together; a domain is never left
 	// with half of what one PublishKey does. INVALID_ARGUMENT BATCH_TOO_LARGE,
-	// INVALID_BRAND; NOT_FOUND BRAND_NOT_FOUND. After UNAVAILABLE any of them may
+	// INVALID_BRAND; NOT_FOUND BRAND_NOT_FOUND; UNAVAILABLE ADMISSION_UNAVAILABLE
+	// (nothing was changed). After another UNAVAILABLE any of them may
 	// have been carried out; like PublishKey it may be called again.
 	BatchPublishKeys(context.Context, *BatchPublishKeysRequest) (*BatchPublishKeysResponse, error)
 	// Withdraws a key that PublishKey published; the domain stays.

@@ -605,7 +605,14 @@ type Brand struct {
 	// Whether private keys of the brand are made public some time after they were
 	// destroyed. Off unless set. May be updated by its fields,
 	// `disclosure.enabled` and `disclosure.lag`.
-	Disclosure    *KeyDisclosure `protobuf:"bytes,10,opt,name=disclosure,proto3" json:"disclosure,omitempty"`
+	Disclosure *KeyDisclosure `protobuf:"bytes,10,opt,name=disclosure,proto3" json:"disclosure,omitempty"`
+	// How many domains of customers the brand may have; 0, the default, for any
+	// number. What it has when this is lowered stays: new ones are refused with
+	// QUOTA_EXCEEDED until enough of them are deleted. The brand's own key domains
+	// do not count.
+	MaxDomains int64 `protobuf:"varint,11,opt,name=max_domains,json=maxDomains,proto3" json:"max_domains,omitempty"`
+	// How many domains of customers the brand has; only where max_domains is set.
+	DomainCount   int64 `protobuf:"varint,12,opt,name=domain_count,json=domainCount,proto3" json:"domain_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -708,6 +715,20 @@ func (x *Brand) GetDisclosure() *KeyDisclosure {
 		return x.Disclosure
 	}
 	return nil
+}
+
+func (x *Brand) GetMaxDomains() int64 {
+	if x != nil {
+		return x.MaxDomains
+	}
+	return 0
+}
+
+func (x *Brand) GetDomainCount() int64 {
+	if x != nil {
+		return x.DomainCount
+	}
+	return 0
 }
 
 // Whether private keys are made public once they are of no use any more, so that
@@ -1403,7 +1424,7 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\n" +
 	"NameServer\x12\x17\n" +
 	"\x04host\x18\x01 \x01(\tB\x03\xe0A\x02R\x04host\x12!\n" +
-	"\taddresses\x18\x02 \x03(\tB\x03\xe0A\x01R\taddresses\"\xc5\x04\n" +
+	"\taddresses\x18\x02 \x03(\tB\x03\xe0A\x01R\taddresses\"\x93\x05\n" +
 	"\x05Brand\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12,\n" +
 	"\x04zone\x18\x02 \x01(\tB\x18\xe0A\x01\xe0A\x05\xfaA\x0f\n" +
@@ -1421,7 +1442,10 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\n" +
 	"disclosure\x18\n" +
 	" \x01(\v2\x16.dkim.v1.KeyDisclosureB\x03\xe0A\x01R\n" +
-	"disclosure:2\xeaA/\n" +
+	"disclosure\x12$\n" +
+	"\vmax_domains\x18\v \x01(\x03B\x03\xe0A\x01R\n" +
+	"maxDomains\x12&\n" +
+	"\fdomain_count\x18\f \x01(\x03B\x03\xe0A\x03R\vdomainCount:2\xeaA/\n" +
 	"\x0edkimzone/Brand\x12\x0ebrands/{brand}*\x06brands2\x05brand\"`\n" +
 	"\rKeyDisclosure\x12\x1d\n" +
 	"\aenabled\x18\x01 \x01(\bB\x03\xe0A\x01R\aenabled\x120\n" +
