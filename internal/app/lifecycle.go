@@ -24,6 +24,10 @@ const (
 	leaseTTL = 10 * time.Second
 	// controllerWorkers is how many domains are checked at a time.
 	controllerWorkers = 64
+	// defaultCheckRate takes one to two hours for the first look at a million new
+	// domains, and allows for four million that are looked at each six hours.
+	defaultCheckRate = 200
+	maxCheckRate     = 100_000
 	// controllerPoll is how often the controller looks for what is due.
 	controllerPoll = time.Second
 )
@@ -34,9 +38,11 @@ type Checks struct {
 	Stubs            []string // zone=address:port
 	NameServers      []string // host=address:port, for name servers of our own zones
 	PrivateAddresses bool
+	Rate             int // domains a second
 }
 
 func (c *Checks) add(f *pflag.FlagSet) {
+	f.IntVar(&c.Rate, "check-rate", defaultCheckRate, "how many domains the leader looks at in a `second` at most, 1 to 100000")
 	f.StringVar(&c.Resolver, "check-resolver", "", "`address` of a validating resolver that says which servers a customer's zone has; without it they are found from the root servers")
 	f.StringArrayVar(&c.Stubs, "check-stub", nil, "`zone=address:port` of a server to ask about a customer's zone, in place of those it is delegated to; repeat for each")
 	f.StringArrayVar(&c.NameServers, "check-name-server", nil, "`host=address:port` where to ask a name server of a hosting zone, in place of its addresses; repeat for each")
@@ -45,6 +51,9 @@ func (c *Checks) add(f *pflag.FlagSet) {
 
 // prober is one that asks as c says. own are further servers of hosting zones.
 func (c *Checks) prober(own map[string]netip.AddrPort) (*prober.Prober, error) {
+	if c.Rate < 1 || c.Rate > maxCheckRate {
+		return nil, fmt.Errorf("--check-rate %d: it takes 1 to %d", c.Rate, maxCheckRate)
+	}
 	cfg := prober.Config{
 		Resolver: c.Resolver, PrivateAddresses: c.PrivateAddresses,
 		Stubs: make(map[string][]netip.AddrPort), NameServers: make(map[string]netip.AddrPort),
@@ -114,11 +123,11 @@ func (t term) Fence() *keystore.Fence {
 
 // startRotation runs the controller until the returned function is called or ctx
 // ends. The function returns when nothing of it is at work any more.
-func (b *backend) startRotation(ctx context.Context, c *leader.Candidate, logger *slog.Logger) (stop func()) {
+func (b *backend) startRotation(ctx context.Context, c *leader.Candidate, rate int, logger *slog.Logger) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	control := controller.New(controller.Options{
 		Store: b.store, Mint: b.mint, Opener: b.sealer, Prober: b.prober, Elector: elections{c}, Now: time.Now, Logger: logger,
-		Workers: controllerWorkers, Poll: controllerPoll,
+		Workers: controllerWorkers, Rate: rate, Poll: controllerPoll,
 	})
 	done := make(chan struct{})
 	go func() {

@@ -57,6 +57,6 @@ func (o Serve) Run(ctx context.Context) error {
 	if o.Started != nil {
 		o.Started(a)
 	}
-	defer backend.startRotation(ctx, leader.NewCandidate(client, schema.LeaderPrefix(), candidate(), leaseTTL), o.Logger)()
+	defer backend.startRotation(ctx, leader.NewCandidate(client, schema.LeaderPrefix(), candidate(), leaseTTL), o.Checks.Rate, o.Logger)()
 	return srv.run(ctx)
 }

@@ -142,7 +142,7 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 		o.Started(addresses)
 	}
 	candidate := leader.NewCandidate(etcd.Client(), schema.LeaderPrefix(), candidate(), leaseTTL)
-	defer backend.startRotation(ctx, candidate, o.Logger)()
+	defer backend.startRotation(ctx, candidate, o.Checks.Rate, o.Logger)()
 	if err := srv.run(ctx); err != nil {
 		return err
 	}

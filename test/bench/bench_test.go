@@ -44,6 +44,7 @@ func start(b *testing.B) *standalone {
 		done <- app.Standalone{
 			DataDir: s.dataDir, Zone: zone, DNS: freeAddress(b),
 			Listen: app.Listen{GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0", Metrics: "127.0.0.1:0"},
+			Checks: app.Checks{Rate: 200},
 			Logger: slog.New(slog.DiscardHandler), Out: io.Discard,
 			Started: func(a app.Addresses) { started <- a },
 		}.Run(ctx)

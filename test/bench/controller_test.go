@@ -56,7 +56,7 @@ func BenchmarkController(b *testing.B) {
 		done := make(chan error, 1)
 		c := controller.New(controller.Options{
 			Store: store, Mint: mint.New(freshKeys{}, noSealer{}), Prober: goodDNS{}, Elector: alwaysLeads{}, Now: time.Now,
-			Logger: slog.New(slog.DiscardHandler), Workers: 64, Poll: time.Millisecond,
+			Logger: slog.New(slog.DiscardHandler), Workers: 64, Rate: 1_000_000, Poll: time.Millisecond,
 		})
 		go func() { done <- c.Run(ctx) }()
 		i := 0
