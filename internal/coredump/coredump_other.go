@@ -1,0 +1,6 @@
+//go:build !unix || aix
+
+package coredump
+
+// Disable does nothing: there are no core files.
+func Disable() error { return nil }
