@@ -10,6 +10,11 @@
 //
 // A wrapped data key is what the keeper makes of the 32 octets of the key
 // followed by "<brand>/<number>", so it opens for its own brand only.
+//
+// Which key-encryption key wraps is noted in the store, in the mark, and not up
+// to the configuration of a process: a data key is stored only while the mark is
+// still what its maker looked at. So there is one such key at a time, however
+// many processes there are and whatever they were told.
 package envelope
 
 import (
@@ -25,16 +30,13 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"gocloud.dev/gcerrors"
-	"gocloud.dev/secrets"
 )
 
 var (
 	// ErrWrongKey is wrapped when the key-encryption key does not open a data
-	// key: it is another one than the data key was wrapped with, or the
-	// wrapped data key was changed.
-	ErrWrongKey = errors.New("the key-encryption key does not open the data key")
+	// key, or the mark: it is another one than these were wrapped with, or
+	// what was wrapped was changed.
+	ErrWrongKey = errors.New("the key-encryption key is not the one that the stored keys were wrapped with")
 
 	// ErrCorrupt is wrapped when a sealed value or a data key was changed,
 	// was cut, or was made for another brand or resource.
@@ -50,10 +52,11 @@ const (
 	newestValid = time.Minute
 )
 
-// DataKeyStore keeps the wrapped data keys of brands, numbered from 1. It never
-// drops one, not even with its brand: a Sealer of another process may go on
-// sealing under it. The methods must be safe for concurrent use.
-type DataKeyStore interface {
+// Store keeps the wrapped data keys of brands, numbered from 1, and the mark. It
+// never drops a data key, not even with its brand: a Sealer of another process
+// may go on sealing under it. The methods must be safe for concurrent use, and
+// must have written durably when they return.
+type Store interface {
 	// NewestDataKey returns the data key with the highest number, or 0 when
 	// the brand has none.
 	NewestDataKey(ctx context.Context, brand string) (n uint32, wrapped []byte, err error)
@@ -61,24 +64,40 @@ type DataKeyStore interface {
 	// DataKey returns the data key number n; its absence is an error.
 	DataKey(ctx context.Context, brand string, n uint32) (wrapped []byte, err error)
 
-	// CreateDataKey stores a data key unless there is one of that number, and
-	// reports whether it did. It must have stored it durably when it returns.
-	CreateDataKey(ctx context.Context, brand string, n uint32, wrapped []byte) (created bool, err error)
+	// CreateDataKey stores a data key unless there is one of that number, or
+	// the mark's revision is another one, and reports whether it did.
+	CreateDataKey(ctx context.Context, brand string, n uint32, wrapped []byte, mark int64) (created bool, err error)
+
+	// ReplaceDataKey stores a data key that is wrapped anew if what is stored is
+	// still old and the mark's revision the given one, and reports whether it did.
+	ReplaceDataKey(ctx context.Context, brand string, n uint32, old, wrapped []byte, mark int64) (replaced bool, err error)
+
+	// AnyDataKeyBrand returns a brand that has a data key, "" when none has.
+	AnyDataKeyBrand(ctx context.Context) (brand string, err error)
+
+	// KeyEncryptionMark returns the mark: the label of the key-encryption key, a
+	// known text wrapped by it, and its revision, 0 when there is no mark.
+	KeyEncryptionMark(ctx context.Context) (label string, check []byte, revision int64, err error)
+
+	// SetKeyEncryptionMark stores the mark if its revision is still the given
+	// one, and, if unused is set, no data key is stored, and reports whether it did.
+	SetKeyEncryptionMark(ctx context.Context, label string, check []byte, revision int64, unused bool) (set bool, err error)
 }
 
 // Sealer seals and opens values. Unwrapped data keys stay in its memory. It is
 // safe for concurrent use.
 type Sealer struct {
-	keeper *secrets.Keeper
-	store  DataKeyStore
+	keeper *Keeper
+	store  Store
 
 	mu     sync.Mutex
 	brands map[string]*brandKeys
+	mark   mark // as last seen and opened
 }
 
 // NewSealer returns a Sealer whose data keys are wrapped by keeper and kept in
 // store. The caller closes the keeper when the Sealer is no longer used.
-func NewSealer(keeper *secrets.Keeper, store DataKeyStore) *Sealer {
+func NewSealer(keeper *Keeper, store Store) *Sealer {
 	return &Sealer{keeper: keeper, store: store, brands: make(map[string]*brandKeys)}
 }
 
@@ -90,8 +109,12 @@ func (s *Sealer) Seal(ctx context.Context, brand, name string, plaintext []byte)
 	if err != nil {
 		return nil, fmt.Errorf("seal %s: %w", name, err)
 	}
+	return sealUnder(aead, n, name, plaintext), nil
+}
+
+func sealUnder(aead cipher.AEAD, n uint32, name string, plaintext []byte) []byte {
 	sealed := binary.AppendUvarint([]byte{formatVersion}, uint64(n))
-	return aead.Seal(sealed, nil, plaintext, additionalData(sealed, name)), nil //nolint:gosec // G407: this AEAD makes its own random nonces
+	return aead.Seal(sealed, nil, plaintext, additionalData(sealed, name)) //nolint:gosec // G407: this AEAD makes its own random nonces
 }
 
 // Open returns the plaintext of a value that Seal made for the same brand and
@@ -111,21 +134,6 @@ func (s *Sealer) Open(ctx context.Context, brand, name string, sealed []byte) ([
 		return nil, fmt.Errorf("open %s: %w", name, ErrCorrupt)
 	}
 	return plaintext, nil
-}
-
-// Verify unwraps the brand's newest data key, past the ones in memory. It
-// returns an error wrapping ErrWrongKey when the key-encryption key is not the
-// right one, and nil when the brand has no data key.
-func (s *Sealer) Verify(ctx context.Context, brand string) error {
-	n, wrapped, err := s.store.NewestDataKey(ctx, brand)
-	if err != nil {
-		return fmt.Errorf("read the newest data key of brand %s: %w", brand, err)
-	}
-	if n == 0 {
-		return nil
-	}
-	_, err = s.unwrap(ctx, brand, n, wrapped)
-	return err
 }
 
 func parseHeader(sealed []byte) (header []byte, n uint32, err error) {
@@ -232,45 +240,47 @@ func (s *Sealer) numbered(ctx context.Context, brand string, n uint32) (cipher.A
 // create makes the brand's first data key, unless another process is quicker,
 // and returns the one that is stored.
 func (s *Sealer) create(ctx context.Context, brand string) (n uint32, wrapped []byte, err error) {
-	n = 1
+	for range markRaces {
+		created, wrapped, err := s.add(ctx, brand, 1)
+		if err != nil || created {
+			return 1, wrapped, err
+		}
+		n, wrapped, err := s.store.NewestDataKey(ctx, brand)
+		if err != nil {
+			return 0, nil, fmt.Errorf("read the newest data key of brand %s: %w", brand, err)
+		}
+		if n != 0 {
+			return n, wrapped, nil
+		}
+	}
+	return 0, nil, fmt.Errorf("the first data key of brand %s cannot be stored: the key-encryption key changes all the time", brand)
+}
+
+// add makes the brand's data key number n, unless there is one.
+func (s *Sealer) add(ctx context.Context, brand string, n uint32) (created bool, wrapped []byte, err error) {
+	m, err := s.current(ctx)
+	if err != nil {
+		return false, nil, fmt.Errorf("wrap a data key for brand %s: %w", brand, err)
+	}
 	key := make([]byte, dataKeySize, dataKeySize+len(brand)+16)
 	_, _ = rand.Read(key)
-	wrapped, err = s.keeper.Encrypt(ctx, append(key, keyLabel(brand, n)...))
-	clear(key)
-	if err != nil {
-		return 0, nil, fmt.Errorf("wrap a data key for brand %s: %w", brand, err)
+	labelled := append(key, keyLabel(brand, n)...)
+	defer clear(labelled)
+	if wrapped, err = m.key.encrypt(ctx, labelled); err != nil {
+		return false, nil, fmt.Errorf("wrap a data key for brand %s: %w", brand, err)
 	}
-	created, err := s.store.CreateDataKey(ctx, brand, n, wrapped)
-	if err != nil {
-		return 0, nil, fmt.Errorf("store a data key of brand %s: %w", brand, err)
+	if created, err = s.store.CreateDataKey(ctx, brand, n, wrapped, m.revision); err != nil {
+		return false, nil, fmt.Errorf("store a data key of brand %s: %w", brand, err)
 	}
-	if created {
-		return n, wrapped, nil
-	}
-	n, wrapped, err = s.store.NewestDataKey(ctx, brand)
-	if err != nil {
-		return 0, nil, fmt.Errorf("read the newest data key of brand %s: %w", brand, err)
-	}
-	if n == 0 {
-		return 0, nil, fmt.Errorf("the first data key of brand %s is not there although it was made", brand)
-	}
-	return n, wrapped, nil
+	return created, wrapped, nil
 }
 
 func (s *Sealer) unwrap(ctx context.Context, brand string, n uint32, wrapped []byte) (cipher.AEAD, error) {
-	labelled, err := s.keeper.Decrypt(ctx, wrapped)
+	labelled, err := s.openDataKey(ctx, brand, n, wrapped)
 	if err != nil {
-		// The local keeper says Unknown, others InvalidArgument; the rest,
-		// such as no permission, is not about this key.
-		if code := gcerrors.Code(err); code == gcerrors.Unknown || code == gcerrors.InvalidArgument {
-			err = fmt.Errorf("%w: %w", ErrWrongKey, err)
-		}
-		return nil, fmt.Errorf("unwrap data key %d of brand %s: %w", n, brand, err)
+		return nil, err
 	}
 	defer clear(labelled)
-	if len(labelled) < dataKeySize || string(labelled[dataKeySize:]) != keyLabel(brand, n) {
-		return nil, fmt.Errorf("unwrap data key %d of brand %s: %w", n, brand, ErrCorrupt)
-	}
 	block, err := aes.NewCipher(labelled[:dataKeySize])
 	if err != nil {
 		return nil, fmt.Errorf("data key %d of brand %s: %w", n, brand, err)
@@ -280,6 +290,19 @@ func (s *Sealer) unwrap(ctx context.Context, brand string, n uint32, wrapped []b
 		return nil, fmt.Errorf("data key %d of brand %s: %w", n, brand, err)
 	}
 	return aead, nil
+}
+
+// openDataKey returns the data key followed by its label. The caller clears it.
+func (s *Sealer) openDataKey(ctx context.Context, brand string, n uint32, wrapped []byte) ([]byte, error) {
+	labelled, _, err := s.keeper.decrypt(ctx, wrapped, s.markLabel())
+	if err != nil {
+		return nil, fmt.Errorf("unwrap data key %d of brand %s: %w", n, brand, err)
+	}
+	if len(labelled) < dataKeySize || string(labelled[dataKeySize:]) != keyLabel(brand, n) {
+		clear(labelled)
+		return nil, fmt.Errorf("unwrap data key %d of brand %s: %w", n, brand, ErrCorrupt)
+	}
+	return labelled, nil
 }
 
 func keyLabel(brand string, n uint32) string {

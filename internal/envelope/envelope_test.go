@@ -14,19 +14,20 @@ import (
 	"testing/synctest"
 	"time"
 
-	"gocloud.dev/secrets"
-
 	"github.com/dkimzone/dkimzone/internal/envelope"
 )
 
 var errNoDataKey = errors.New("no such data key")
 
-// memoryStore is a DataKeyStore in memory.
+// memoryStore is a Store in memory.
 type memoryStore struct {
 	mu      sync.Mutex
 	wrapped map[string]map[uint32][]byte
+	label   string
+	check   []byte
+	mark    int64 // revision of label and check
 	reads   int
-	writes  int
+	writes  int // of data keys
 
 	err          error  // returned by all calls
 	beforeCreate func() // called at the beginning of CreateDataKey
@@ -54,7 +55,7 @@ func (s *memoryStore) DataKey(_ context.Context, brand string, n uint32) ([]byte
 	return wrapped, s.err
 }
 
-func (s *memoryStore) CreateDataKey(_ context.Context, brand string, n uint32, wrapped []byte) (bool, error) {
+func (s *memoryStore) CreateDataKey(_ context.Context, brand string, n uint32, wrapped []byte, mark int64) (bool, error) {
 	if s.beforeCreate != nil {
 		s.beforeCreate()
 	}
@@ -63,10 +64,46 @@ func (s *memoryStore) CreateDataKey(_ context.Context, brand string, n uint32, w
 	if s.err != nil {
 		return false, s.err
 	}
-	if len(s.wrapped[brand]) > 0 {
+	if s.wrapped[brand][n] != nil || mark != s.mark {
 		return false, nil
 	}
 	s.put(brand, n, wrapped)
+	return true, nil
+}
+
+func (s *memoryStore) ReplaceDataKey(_ context.Context, brand string, n uint32, old, wrapped []byte, mark int64) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil || mark != s.mark || !bytes.Equal(s.wrapped[brand][n], old) {
+		return false, s.err
+	}
+	s.put(brand, n, wrapped)
+	return true, nil
+}
+
+func (s *memoryStore) AnyDataKeyBrand(context.Context) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for brand := range s.wrapped {
+		return brand, s.err
+	}
+	return "", s.err
+}
+
+func (s *memoryStore) KeyEncryptionMark(context.Context) (string, []byte, int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.label, s.check, s.mark, s.err
+}
+
+func (s *memoryStore) SetKeyEncryptionMark(_ context.Context, label string, check []byte, revision int64, unused bool) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil || revision != s.mark || unused && len(s.wrapped) > 0 {
+		return false, s.err
+	}
+	s.label, s.check = label, check
+	s.mark++
 	return true, nil
 }
 
@@ -81,21 +118,27 @@ func (s *memoryStore) put(brand string, n uint32, wrapped []byte) {
 	s.wrapped[brand][n] = wrapped
 }
 
-// delete removes all data keys of a brand, as the deletion of the brand does.
-
-func newKeeper(t testing.TB) *secrets.Keeper {
+// newKey makes a key file and returns its URL.
+func newKey(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "kek.key")
 	if err := envelope.CreateKeyFile(path); err != nil {
 		t.Fatal(err)
 	}
-	keeper, err := envelope.OpenKeeper(t.Context(), "file://"+path)
+	return "file://" + path
+}
+
+func openKeeper(t testing.TB, url string, further ...string) *envelope.Keeper {
+	t.Helper()
+	keeper, err := envelope.OpenKeeper(t.Context(), url, further...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = keeper.Close() }) // a test may have closed it
 	return keeper
 }
+
+func newKeeper(t testing.TB) *envelope.Keeper { t.Helper(); return openKeeper(t, newKey(t)) }
 
 func seal(t testing.TB, s *envelope.Sealer, brand, name, plaintext string) []byte {
 	t.Helper()
@@ -275,31 +318,51 @@ func TestSealWithTheWrongKeyMakesNoNewDataKey(t *testing.T) {
 	}
 }
 
-func TestVerify(t *testing.T) {
+func TestCheck(t *testing.T) {
 	keeper, store := newKeeper(t), &memoryStore{}
 	s := envelope.NewSealer(keeper, store)
-	if err := s.Verify(t.Context(), "acme"); err != nil || store.writes != 0 {
-		t.Errorf("Verify without a data key: %v, %d made; want none and none made", err, store.writes)
+	if err := s.Check(t.Context()); err != nil || store.writes != 0 {
+		t.Errorf("Check without a data key: %v, %d made; want none and none made", err, store.writes)
+	}
+	if err := envelope.NewSealer(newKeeper(t), store).Check(t.Context()); err != nil || store.mark != 0 {
+		t.Errorf("Check with another key and no data key: %v, mark %d; want none", err, store.mark)
 	}
 	seal(t, s, "acme", "keys/1", "x")
-	if err := s.Verify(t.Context(), "acme"); err != nil {
-		t.Errorf("Verify: %v", err)
+	if err := s.Check(t.Context()); err != nil {
+		t.Errorf("Check: %v", err)
 	}
-	if err := envelope.NewSealer(newKeeper(t), store).Verify(t.Context(), "acme"); !errors.Is(err, envelope.ErrWrongKey) {
-		t.Errorf("Verify with another key: %v, want %v", err, envelope.ErrWrongKey)
+	if err := envelope.NewSealer(newKeeper(t), store).Check(t.Context()); !errors.Is(err, envelope.ErrWrongKey) {
+		t.Errorf("Check with another key: %v, want %v", err, envelope.ErrWrongKey)
 	}
 	store.err = errors.New("store is down")
-	if err := s.Verify(t.Context(), "acme"); !errors.Is(err, store.err) || errors.Is(err, envelope.ErrWrongKey) {
-		t.Errorf("Verify without a store: %v, want %v only", err, store.err)
+	if err := s.Check(t.Context()); !errors.Is(err, store.err) || errors.Is(err, envelope.ErrWrongKey) {
+		t.Errorf("Check without a store: %v, want %v only", err, store.err)
 	}
 	store.err = nil
 	// What the keeper says of itself is not about the key.
 	if err := keeper.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Verify(t.Context(), "acme"); err == nil || errors.Is(err, envelope.ErrWrongKey) {
-		t.Errorf("Verify with a closed keeper: %v, want another error than %v", err, envelope.ErrWrongKey)
+	if err := envelope.NewSealer(keeper, store).Check(t.Context()); err == nil || errors.Is(err, envelope.ErrWrongKey) {
+		t.Errorf("Check with a closed keeper: %v, want another error than %v", err, envelope.ErrWrongKey)
 	}
+}
+
+// An installation from before there was a mark gets one for the key that its
+// data keys are wrapped with, whatever the order of the keys.
+func TestCheckOfAnOldInstallation(t *testing.T) {
+	old, present := newKey(t), newKey(t)
+	store := &memoryStore{}
+	sealed := seal(t, envelope.NewSealer(openKeeper(t, old), store), "acme", "keys/1", "x")
+	store.label, store.check, store.mark = "", nil, 0
+	if err := envelope.NewSealer(openKeeper(t, present), store).Check(t.Context()); !errors.Is(err, envelope.ErrWrongKey) || store.mark != 0 {
+		t.Errorf("Check with another key: %v, mark %d; want %v and no mark", err, store.mark, envelope.ErrWrongKey)
+	}
+	s := envelope.NewSealer(openKeeper(t, present, old), store)
+	if label, err := s.Wrapping(t.Context()); err != nil || label != old {
+		t.Errorf("Wrapping = %q, %v; want %q", label, err, old)
+	}
+	checkOpens(t, s, "acme", "keys/1", sealed, "x")
 }
 
 func TestFirstDataKeyIsMadeOnce(t *testing.T) {
@@ -346,12 +409,9 @@ func TestNewerDataKeyIsUsed(t *testing.T) {
 		s := envelope.NewSealer(keeper, store)
 		before := seal(t, s, "acme", "keys/1", "x")
 		n := number(t, before) + 1
-		labelled := append(bytes.Repeat([]byte{7}, 32), fmt.Sprintf("acme/%d", n)...)
-		wrapped, err := keeper.Encrypt(t.Context(), labelled)
-		if err != nil {
+		if err := envelope.NewSealer(keeper, store).AddDataKey(t.Context(), "acme", n); err != nil {
 			t.Fatal(err)
 		}
-		store.put("acme", n, wrapped)
 		time.Sleep(time.Minute)
 		after := seal(t, s, "acme", "keys/1", "y")
 		if number(t, after) != n {

@@ -1,134 +1,193 @@
 package envelope
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net/url"
-	"os"
-	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
+	"gocloud.dev/gcerrors"
 	"gocloud.dev/secrets"
-	"gocloud.dev/secrets/localsecrets"
 )
 
-// maxKeyFile is more than a key file needs.
-const maxKeyFile = 1024
+// ErrKeeperUnavailable is wrapped when the keeper of a key-encryption key, a
+// service elsewhere, did not answer or could not do its work. It may later.
+var ErrKeeperUnavailable = errors.New("the keeper of the key-encryption key does not answer")
 
-// OpenKeeper opens the keeper of the key-encryption key that url names. So far
-// that is a file: "file:///etc/dkimzone/kek.key" is a file of 32 octets in
-// base64, as [CreateKeyFile] makes it, which only its owner may read. An error
-// wraps os.ErrNotExist when there is no such file; no error shows a key, nor
-// the url, which may contain one. The caller closes the keeper.
-func OpenKeeper(_ context.Context, rawURL string) (*secrets.Keeper, error) {
-	path, err := keyFilePath(rawURL)
-	if err != nil {
-		return nil, err
-	}
-	key, err := readKeyFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("key-encryption key: %w", err)
-	}
-	defer clear(key[:])
-	return localsecrets.NewKeeper(key), nil
+// keeperTimeout bounds one call to a keeper, tries and all.
+const keeperTimeout = 15 * time.Second
+
+// Keeper holds the key-encryption keys of a process: the first one, which is to
+// wrap data keys, and others that still open them, so that one can take the
+// place of another without an interruption. It is safe for concurrent use.
+type Keeper struct {
+	keys []*keyEncryptionKey
 }
 
-func keyFilePath(rawURL string) (string, error) {
-	const supported = "use file:///absolute/path/to/kek.key"
+// keyEncryptionKey is one key-encryption key.
+type keyEncryptionKey struct {
+	label  string // what people and the store know it by
+	keeper *secrets.Keeper
+	// judge says what an error of a call means: ErrWrongKey,
+	// ErrKeeperUnavailable, or nil for neither.
+	judge func(error) error
+}
+
+// opener opens a key-encryption key by its URL, which has no user and no fragment.
+type opener func(ctx context.Context, u *url.URL) (*keyEncryptionKey, error)
+
+var openers = map[string]opener{
+	"file": openFile, "awskms": openAWS, "gcpkms": openGCP, "azurekeyvault": openAzure, "hashivault": openVault,
+}
+
+// OpenKeeper opens the key-encryption key that a URL names, and further ones
+// that are only to open what they wrapped:
+//
+//   - file:///etc/dkimzone/kek.key: a file as [CreateKeyFile] makes it, which only its owner may read
+//   - awskms://KEY?region=R, KEY an id, alias/NAME, or /ARN: AWS KMS
+//   - gcpkms://projects/P/locations/L/keyRings/R/cryptoKeys/K: Google Cloud KMS
+//   - azurekeyvault://VAULT.vault.azure.net/keys/NAME/VERSION: Azure Key Vault
+//   - hashivault://NAME?engine=E&token_file=F: the transit engine of the Vault at VAULT_ADDR
+//
+// An error wraps os.ErrNotExist when a key file is not there. No error shows a
+// key, nor a URL of an unknown scheme, which may contain one. Services are not asked
+// anything yet. The caller closes the Keeper.
+func OpenKeeper(ctx context.Context, rawURL string, further ...string) (*Keeper, error) {
+	k := &Keeper{}
+	for _, raw := range append([]string{rawURL}, further...) {
+		key, err := openKey(ctx, raw)
+		if err == nil && k.find(key.label) != nil {
+			err = fmt.Errorf("%s is given twice", key.label)
+			_ = key.keeper.Close() // it was not used
+		}
+		if err != nil {
+			_ = k.Close() // none was used
+			return nil, fmt.Errorf("key-encryption key: %w", err)
+		}
+		k.keys = append(k.keys, key)
+	}
+	return k, nil
+}
+
+func openKey(ctx context.Context, rawURL string) (*keyEncryptionKey, error) {
 	u, err := url.Parse(rawURL)
+	if err != nil || u.Scheme == "" {
+		return nil, errors.New("not a URL; use file:///absolute/path/to/kek.key or " + schemes("file"))
+	}
+	open, ok := openers[u.Scheme]
 	switch {
-	case err != nil || u.Scheme == "":
-		return "", fmt.Errorf("key-encryption key: not a URL; %s", supported)
-	case u.Scheme != "file":
-		return "", fmt.Errorf("key-encryption key: URLs of scheme %q are not supported; %s", u.Scheme, supported)
-	case u.Opaque != "" || (u.Host != "" && u.Host != "localhost") || !filepath.IsAbs(u.Path) || strings.HasSuffix(u.Path, "/"):
-		return "", fmt.Errorf("key-encryption key: the URL names no file by an absolute path; %s", supported)
-	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		return "", fmt.Errorf("key-encryption key: the URL must be a scheme and a path only; %s", supported)
+	case !ok:
+		return nil, fmt.Errorf("URLs of scheme %q are not supported; use file:///absolute/path/to/kek.key or %s", u.Scheme, schemes("file"))
+	case u.User != nil || u.Fragment != "" || u.Opaque != "" && u.Scheme != "file":
+		return nil, fmt.Errorf("a URL of scheme %q has no user, no password and no fragment, and // after the colon", u.Scheme)
 	}
-	return u.Path, nil
+	key, err := open(ctx, u)
+	if err != nil && u.Scheme != "file" {
+		return nil, fmt.Errorf("%s: %w", u.Scheme, err)
+	}
+	return key, err
 }
 
-func readKeyFile(path string) (key [32]byte, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return key, err
+// schemes lists those of KMS URLs, without one.
+func schemes(without string) string {
+	var all []string
+	for _, s := range slices.Sorted(maps.Keys(openers)) {
+		if s != without {
+			all = append(all, s+"://")
+		}
 	}
-	defer func() { _ = f.Close() }() // it was only read
-	info, err := f.Stat()
-	if err != nil {
-		return key, err
-	}
-	if !info.Mode().IsRegular() {
-		return key, fmt.Errorf("%s is not a regular file", path)
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return key, fmt.Errorf("%s can be read or written by others than its owner (mode %04o); chmod 600 it", path, mode)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
-	if err != nil {
-		return key, err
-	}
-	defer clear(data)
-	decoded, err := base64.StdEncoding.Strict().AppendDecode(nil, bytes.TrimSpace(data))
-	defer clear(decoded)
-	if err != nil || len(data) > maxKeyFile || len(decoded) != len(key) {
-		return key, fmt.Errorf("%s does not hold 32 octets in base64", path)
-	}
-	return [32]byte(decoded), nil
+	return strings.Join(all, ", ")
 }
 
-// CreateKeyFile makes a key-encryption key and writes it, for [OpenKeeper], to
-// a new file of mode 0600. It is whole and on disk when CreateKeyFile returns.
-// The error wraps os.ErrExist when there is a file of that name, which is left
-// as it is. Who loses this file loses all sealed keys: it needs a backup, apart
-// from the store's.
-func CreateKeyFile(path string) error {
-	var key [32]byte
-	_, _ = rand.Read(key[:]) // never fails
-	defer clear(key[:])
-	text := append(base64.StdEncoding.AppendEncode(nil, key[:]), '\n')
-	defer clear(text)
-	if err := writeNew(path, text); err != nil {
-		return fmt.Errorf("create key-encryption key: %w", err)
+// Labels name the keys, the first one first: URLs without parameters.
+func (k *Keeper) Labels() []string {
+	labels := make([]string, len(k.keys))
+	for i, key := range k.keys {
+		labels[i] = key.label
+	}
+	return labels
+}
+
+// Close releases what the keys hold. Calls of others fail afterwards.
+func (k *Keeper) Close() error {
+	var errs []error
+	for _, key := range k.keys {
+		errs = append(errs, key.keeper.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (k *Keeper) find(label string) *keyEncryptionKey {
+	for _, key := range k.keys {
+		if key.label == label {
+			return key
+		}
 	}
 	return nil
 }
 
-// writeNew links a finished file to its name, so that a file of that name is
-// never a partial one.
-func writeNew(path string, data []byte) error {
-	dir, name := filepath.Split(path)
-	if name == "" {
-		return errors.New("no file name given")
+// decrypt opens what one of the keys wrapped, preferably the one of that label,
+// and returns that key. If none can, the error wraps ErrWrongKey only when all of
+// them said so.
+func (k *Keeper) decrypt(ctx context.Context, wrapped []byte, preferred string) ([]byte, *keyEncryptionKey, error) {
+	keys := k.keys
+	if p := k.find(preferred); p != nil {
+		keys = slices.Concat([]*keyEncryptionKey{p}, slices.DeleteFunc(slices.Clone(keys), func(key *keyEncryptionKey) bool { return key == p }))
 	}
-	temp, err := os.CreateTemp(filepath.Clean(dir), "."+name+".*") // mode 0600
+	var failed error
+	for _, key := range keys {
+		plain, err := key.decrypt(ctx, wrapped)
+		if err == nil {
+			return plain, key, nil
+		}
+		if failed == nil || errors.Is(failed, ErrWrongKey) {
+			failed = err
+		}
+	}
+	return nil, nil, failed
+}
+
+func (key *keyEncryptionKey) decrypt(ctx context.Context, wrapped []byte) ([]byte, error) {
+	callCtx, cancel := context.WithTimeout(ctx, keeperTimeout)
+	defer cancel()
+	plain, err := key.keeper.Decrypt(callCtx, wrapped)
 	if err != nil {
-		return err
+		return nil, key.failure(ctx, err)
 	}
-	defer func() { _ = os.Remove(temp.Name()) }() // at worst it stays
-	_, err = temp.Write(data)
-	if err == nil {
-		err = temp.Sync()
-	}
-	if err := errors.Join(err, temp.Close()); err != nil {
-		return err
-	}
-	err = os.Link(temp.Name(), path)
-	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("%s: %w", path, os.ErrExist)
-	}
+	return plain, nil
+}
+
+func (key *keyEncryptionKey) encrypt(ctx context.Context, plain []byte) ([]byte, error) {
+	callCtx, cancel := context.WithTimeout(ctx, keeperTimeout)
+	defer cancel()
+	wrapped, err := key.keeper.Encrypt(callCtx, plain)
 	if err != nil {
-		return err
+		return nil, key.failure(ctx, err)
 	}
-	d, err := os.Open(filepath.Clean(dir))
-	if err != nil {
-		return err
+	return wrapped, nil
+}
+
+func (key *keyEncryptionKey) failure(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", key.label, ctx.Err())
 	}
-	return errors.Join(d.Sync(), d.Close())
+	if meaning := key.judge(err); meaning != nil {
+		return fmt.Errorf("%s: %w: %w", key.label, meaning, err)
+	}
+	return fmt.Errorf("%s: %w", key.label, err)
+}
+
+// judgeService is what an error of a service elsewhere means.
+func judgeService(err error) error {
+	switch gcerrors.Code(err) {
+	case gcerrors.InvalidArgument:
+		return ErrWrongKey
+	case gcerrors.Unknown, gcerrors.Internal, gcerrors.ResourceExhausted, gcerrors.DeadlineExceeded, gcerrors.Canceled:
+		return ErrKeeperUnavailable
+	}
+	return nil
 }

@@ -99,7 +99,8 @@ func TestOpenKeeper(t *testing.T) {
 	}{
 		{"empty", "", "use file:///"},
 		{"a path", good, "use file:///"},
-		{"another scheme", "awskms://alias/dkim?region=eu-west-1", `"awskms" are not supported; use file:///`},
+		{"another scheme", "ftp://example.net/kek", `"ftp" are not supported; use file:///absolute/path/to/kek.key or awskms://, azurekeyvault://, gcpkms://, hashivault://`},
+		{"a password", "hashivault://user:" + secret + "@kek", "no user, no password"},
 		{"a key in the URL", "base64key://" + secret, `"base64key" are not supported`},
 		{"a broken URL", "base64key://" + secret + "%zz", "use file:///"},
 		{"relative", "file:kek.key", "absolute path"},

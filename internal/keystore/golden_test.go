@@ -30,7 +30,7 @@ func TestStoredForm(t *testing.T) {
 	if _, err := s.CreateBrand(t.Context(), keystore.Brand{Name: "acme", Zone: zone, DisplayName: "Acme", CreateTime: at(0)}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.CreateDataKey(t.Context(), "acme", 7, []byte("wrapped")); err != nil {
+	if _, err := s.CreateDataKey(t.Context(), "acme", 7, []byte("wrapped"), 0); err != nil {
 		t.Fatal(err)
 	}
 	key := keystore.Key{

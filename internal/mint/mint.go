@@ -162,7 +162,7 @@ func (m *Mint) refill(ctx context.Context, c *keystore.Change, step rotation.Ste
 		pub.Replaces, pub.Retain = &replaced, o.Disclosure && old.Custody == rotation.Service
 		d.Keys = slices.DeleteFunc(d.Keys, func(k keystore.Key) bool { return k.ID == replaced.ID })
 	}
-	sealed, err := m.seal(ctx, d.Brand, keyName(d, k.ID), pair)
+	sealed, err := m.seal(ctx, d.Brand, KeyName(d.Brand, string(d.Name), k.ID), pair)
 	if err != nil {
 		return k, err
 	}
@@ -175,9 +175,9 @@ func (m *Mint) refill(ctx context.Context, c *keystore.Change, step rotation.Ste
 	return k, nil
 }
 
-// keyName is the key's resource name, which its sealed half is bound to.
-func keyName(d *keystore.Domain, id string) string {
-	return "brands/" + d.Brand + "/domains/" + string(d.Name) + "/keys/" + id
+// KeyName is a key's resource name, which its sealed half is bound to.
+func KeyName(brand, domain, id string) string {
+	return "brands/" + brand + "/domains/" + domain + "/keys/" + id
 }
 
 func (m *Mint) seal(ctx context.Context, brand, name string, pair *keypair.KeyPair) ([]byte, error) {

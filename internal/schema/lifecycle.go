@@ -120,12 +120,14 @@ func RetainedKey(brand, domain, keyID string) string {
 
 // ParseRetainedKey is the inverse of RetainedKey.
 func ParseRetainedKey(key string) (brand, domain, keyID string, ok bool) {
-	rest, found := strings.CutPrefix(key, retainedPrefix)
-	if !found {
-		return "", "", "", false
-	}
+	return cutKey(key, retainedPrefix)
+}
+
+// cutKey takes apart prefix + "brand/domain/key id".
+func cutKey(key, prefix string) (brand, domain, keyID string, ok bool) {
+	rest, found := strings.CutPrefix(key, prefix)
 	i := strings.LastIndexByte(rest, '/')
-	if i < 0 || i == len(rest)-1 {
+	if !found || i < 0 || i == len(rest)-1 {
 		return "", "", "", false
 	}
 	brand, domain, ok = cutDomain(rest[:i], "")

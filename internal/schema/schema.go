@@ -18,6 +18,9 @@
 //	/dkim/v1/meta/tokens/<id>                     hash of a bearer token, and whose it is
 //	/dkim/v1/meta/secrets/<brand>/<id>            hash of a brand's secret
 //	/dkim/v1/meta/leader/                         election of the controller's leader
+//	/dkim/v1/meta/restore                         there while a backup is being restored
+//	/dkim/v1/priv/kek                             which key-encryption key wraps the data keys
+//	/dkim/v1/priv/kek-rotation                    how far the last rotation of it is
 //	/dkim/v1/priv/deks/<brand>/<n>                wrapped data key
 //	/dkim/v1/priv/keys/<brand>/<domain>/<key id>  sealed private key
 //	/dkim/v1/priv/retained/<brand>/<domain>/<key id>  sealed private key that is to be disclosed
@@ -45,6 +48,10 @@ const (
 	tallyPrefix       = Root + "meta/tally/"
 	dataKeyPrefix     = Root + "priv/deks/"
 	sealedKeyPrefix   = Root + "priv/keys/"
+
+	keyEncryptionKey         = Root + "priv/kek"
+	keyEncryptionRotationKey = Root + "priv/kek-rotation"
+	restoreKey               = Root + "meta/restore"
 )
 
 // FingerprintLen is the number of octets of a public key's SHA-256 digest that
@@ -167,6 +174,24 @@ func ParseDataKeyKey(key string) (brand string, n uint32, ok bool) {
 		return "", 0, false
 	}
 	return brand, uint32(v), true
+}
+
+// KeyEncryptionKey is where it stands which key-encryption key wraps.
+func KeyEncryptionKey() string { return keyEncryptionKey }
+
+// KeyEncryptionRotationKey is where the last rotation of the key-encryption key
+// stands.
+func KeyEncryptionRotationKey() string { return keyEncryptionRotationKey }
+
+// RestoreKey is where it stands that a backup is being restored.
+func RestoreKey() string { return restoreKey }
+
+// AllSealedKeysPrefix is the prefix of the sealed private keys of all domains.
+func AllSealedKeysPrefix() string { return sealedKeyPrefix }
+
+// ParseSealedKeyKey is the inverse of SealedKeyKey.
+func ParseSealedKeyKey(key string) (brand, domain, keyID string, ok bool) {
+	return cutKey(key, sealedKeyPrefix)
 }
 
 // SealedKeyPrefix is the prefix of a domain's sealed private keys.

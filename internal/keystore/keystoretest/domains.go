@@ -293,7 +293,7 @@ var domainTests = map[string]func(*testing.T, *env){
 			},
 			"Records": func(ctx context.Context, s *keystore.Store) error { _, err := s.Records(ctx, d); return err },
 			"CreateDataKey": func(ctx context.Context, s *keystore.Store) error {
-				_, err := s.CreateDataKey(ctx, "acme", 1, []byte("wrapped"))
+				_, err := s.CreateDataKey(ctx, "acme", 1, []byte("wrapped"), 0)
 				return err
 			},
 			"DomainSnapshot": func(ctx context.Context, s *keystore.Store) error {

@@ -218,7 +218,7 @@ var brandTests = map[string]func(*testing.T, *env){
 
 	"brand: data keys": func(t *testing.T, e *env) {
 		ctx := t.Context()
-		_, err := e.CreateDataKey(ctx, "acme", 7, []byte("wrapped"))
+		_, err := e.CreateDataKey(ctx, "acme", 7, []byte("wrapped"), 0)
 		wantErr(t, err, keystore.ErrBrandNotFound)
 		wantEqual(t, "a brand with data keys", must(e.AnyDataKeyBrand(ctx))(t), "")
 		e.setup(t, "acme", "acm", "acmee")
@@ -226,7 +226,7 @@ var brandTests = map[string]func(*testing.T, *env){
 			t.Fatalf("newest data key of a new brand: %d, %q, %v; want none", n, wrapped, err)
 		}
 		for _, n := range []uint32{9, 10, 4294967295, 1000000000} { // numbers, not words
-			if !must(e.CreateDataKey(ctx, "acme", n, fmt.Append(nil, "wrapped ", n)))(t) {
+			if !must(e.CreateDataKey(ctx, "acme", n, fmt.Append(nil, "wrapped ", n), 0))(t) {
 				t.Fatalf("data key %d was not created", n)
 			}
 		}
@@ -256,7 +256,7 @@ var brandTests = map[string]func(*testing.T, *env){
 		calls := make([]func() error, len(created))
 		for i := range calls {
 			calls[i] = func() (err error) {
-				created[i], err = e.CreateDataKey(t.Context(), "acme", 1, fmt.Append(nil, i))
+				created[i], err = e.CreateDataKey(t.Context(), "acme", 1, fmt.Append(nil, i), 0)
 				return err
 			}
 		}

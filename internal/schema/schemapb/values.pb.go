@@ -1746,6 +1746,279 @@ func (x *BrandSecret) GetCreator() string {
 	return ""
 }
 
+// KeyEncryption is the value of priv/kek: which key-encryption key wraps.
+type KeyEncryption struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Label string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	// A known text, wrapped by it.
+	Check         []byte `protobuf:"bytes,2,opt,name=check,proto3" json:"check,omitempty"`
+	SinceMicros   int64  `protobuf:"varint,3,opt,name=since_micros,json=sinceMicros,proto3" json:"since_micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyEncryption) Reset() {
+	*x = KeyEncryption{}
+	mi := &file_schemapb_values_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyEncryption) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyEncryption) ProtoMessage() {}
+
+func (x *KeyEncryption) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyEncryption.ProtoReflect.Descriptor instead.
+func (*KeyEncryption) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *KeyEncryption) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *KeyEncryption) GetCheck() []byte {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
+func (x *KeyEncryption) GetSinceMicros() int64 {
+	if x != nil {
+		return x.SinceMicros
+	}
+	return 0
+}
+
+// KeyEncryptionRotation is the value of priv/kek-rotation: how far it is that all
+// data keys are wrapped anew.
+type KeyEncryptionRotation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Label string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	// Whether there are to be new data keys, too.
+	DataKeys     bool   `protobuf:"varint,2,opt,name=data_keys,json=dataKeys,proto3" json:"data_keys,omitempty"`
+	Phase        uint32 `protobuf:"varint,3,opt,name=phase,proto3" json:"phase,omitempty"`
+	StartMicros  int64  `protobuf:"varint,4,opt,name=start_micros,json=startMicros,proto3" json:"start_micros,omitempty"`
+	UpdateMicros int64  `protobuf:"varint,5,opt,name=update_micros,json=updateMicros,proto3" json:"update_micros,omitempty"`
+	// When the present phase began.
+	PhaseMicros int64 `protobuf:"varint,6,opt,name=phase_micros,json=phaseMicros,proto3" json:"phase_micros,omitempty"`
+	// Of the store, when the rotation began.
+	StartRevision int64 `protobuf:"varint,7,opt,name=start_revision,json=startRevision,proto3" json:"start_revision,omitempty"`
+	// What the present phase has done; the rest is to be done.
+	Cursor            string `protobuf:"bytes,8,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	DataKeysWrapped   uint64 `protobuf:"varint,9,opt,name=data_keys_wrapped,json=dataKeysWrapped,proto3" json:"data_keys_wrapped,omitempty"`
+	DataKeysMade      uint64 `protobuf:"varint,10,opt,name=data_keys_made,json=dataKeysMade,proto3" json:"data_keys_made,omitempty"`
+	PrivateKeysSealed uint64 `protobuf:"varint,11,opt,name=private_keys_sealed,json=privateKeysSealed,proto3" json:"private_keys_sealed,omitempty"`
+	Failures          uint64 `protobuf:"varint,12,opt,name=failures,proto3" json:"failures,omitempty"`
+	// The first failure, or why it does not go on.
+	Error string `protobuf:"bytes,13,opt,name=error,proto3" json:"error,omitempty"`
+	// Which dkimd works on it.
+	Worker        string `protobuf:"bytes,14,opt,name=worker,proto3" json:"worker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyEncryptionRotation) Reset() {
+	*x = KeyEncryptionRotation{}
+	mi := &file_schemapb_values_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyEncryptionRotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyEncryptionRotation) ProtoMessage() {}
+
+func (x *KeyEncryptionRotation) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyEncryptionRotation.ProtoReflect.Descriptor instead.
+func (*KeyEncryptionRotation) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *KeyEncryptionRotation) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *KeyEncryptionRotation) GetDataKeys() bool {
+	if x != nil {
+		return x.DataKeys
+	}
+	return false
+}
+
+func (x *KeyEncryptionRotation) GetPhase() uint32 {
+	if x != nil {
+		return x.Phase
+	}
+	return 0
+}
+
+func (x *KeyEncryptionRotation) GetStartMicros() int64 {
+	if x != nil {
+		return x.StartMicros
+	}
+	return 0
+}
+
+func (x *KeyEncryptionRotation) GetUpdateMicros() int64 {
+	if x != nil {
+		return x.UpdateMicros
+	}
+	return 0
+}
+
+func (x *KeyEncryptionRotation) GetPhaseMicros() int64 {
+	if x != nil {
+		return x.PhaseMicros
+	}
+	return 0
+}
+
+func (x *KeyEncryptionRotation) GetStartRevision() int64 {
+	if x != nil {
+		return x.StartRevision
+	}
+	return 0
+}
+
+func (x *KeyEncryptionRotation) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *KeyEncryptionRotation) GetDataKeysWrapped() uint64 {
+	if x != nil {
+		return x.DataKeysWrapped
+	}
+	return 0
+}
+
+func (x *KeyEncryptionRotation) GetDataKeysMade() uint64 {
+	if x != nil {
+		return x.DataKeysMade
+	}
+	return 0
+}
+
+func (x *KeyEncryptionRotation) GetPrivateKeysSealed() uint64 {
+	if x != nil {
+		return x.PrivateKeysSealed
+	}
+	return 0
+}
+
+func (x *KeyEncryptionRotation) GetFailures() uint64 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *KeyEncryptionRotation) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *KeyEncryptionRotation) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+// Restore is the value of meta/restore, which is there while a backup is being
+// restored: nothing else may use the store.
+type Restore struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	StartMicros int64                  `protobuf:"varint,1,opt,name=start_micros,json=startMicros,proto3" json:"start_micros,omitempty"`
+	// Of the backup.
+	BackupMicros  int64 `protobuf:"varint,2,opt,name=backup_micros,json=backupMicros,proto3" json:"backup_micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restore) Reset() {
+	*x = Restore{}
+	mi := &file_schemapb_values_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restore) ProtoMessage() {}
+
+func (x *Restore) ProtoReflect() protoreflect.Message {
+	mi := &file_schemapb_values_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restore.ProtoReflect.Descriptor instead.
+func (*Restore) Descriptor() ([]byte, []int) {
+	return file_schemapb_values_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Restore) GetStartMicros() int64 {
+	if x != nil {
+		return x.StartMicros
+	}
+	return 0
+}
+
+func (x *Restore) GetBackupMicros() int64 {
+	if x != nil {
+		return x.BackupMicros
+	}
+	return 0
+}
+
 var File_schemapb_values_proto protoreflect.FileDescriptor
 
 const file_schemapb_values_proto_rawDesc = "" +
@@ -1923,7 +2196,30 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\vdescription\x18\x06 \x01(\tR\vdescription\x12,\n" +
 	"\x12create_time_micros\x18\a \x01(\x03R\x10createTimeMicros\x12,\n" +
 	"\x12expire_time_micros\x18\b \x01(\x03R\x10expireTimeMicros\x12\x18\n" +
-	"\acreator\x18\t \x01(\tR\acreatorB7Z5github.com/dkimzone/dkimzone/internal/schema/schemapbb\x06proto3"
+	"\acreator\x18\t \x01(\tR\acreator\"^\n" +
+	"\rKeyEncryption\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x14\n" +
+	"\x05check\x18\x02 \x01(\fR\x05check\x12!\n" +
+	"\fsince_micros\x18\x03 \x01(\x03R\vsinceMicros\"\xd6\x03\n" +
+	"\x15KeyEncryptionRotation\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x1b\n" +
+	"\tdata_keys\x18\x02 \x01(\bR\bdataKeys\x12\x14\n" +
+	"\x05phase\x18\x03 \x01(\rR\x05phase\x12!\n" +
+	"\fstart_micros\x18\x04 \x01(\x03R\vstartMicros\x12#\n" +
+	"\rupdate_micros\x18\x05 \x01(\x03R\fupdateMicros\x12!\n" +
+	"\fphase_micros\x18\x06 \x01(\x03R\vphaseMicros\x12%\n" +
+	"\x0estart_revision\x18\a \x01(\x03R\rstartRevision\x12\x16\n" +
+	"\x06cursor\x18\b \x01(\tR\x06cursor\x12*\n" +
+	"\x11data_keys_wrapped\x18\t \x01(\x04R\x0fdataKeysWrapped\x12$\n" +
+	"\x0edata_keys_made\x18\n" +
+	" \x01(\x04R\fdataKeysMade\x12.\n" +
+	"\x13private_keys_sealed\x18\v \x01(\x04R\x11privateKeysSealed\x12\x1a\n" +
+	"\bfailures\x18\f \x01(\x04R\bfailures\x12\x14\n" +
+	"\x05error\x18\r \x01(\tR\x05error\x12\x16\n" +
+	"\x06worker\x18\x0e \x01(\tR\x06worker\"Q\n" +
+	"\aRestore\x12!\n" +
+	"\fstart_micros\x18\x01 \x01(\x03R\vstartMicros\x12#\n" +
+	"\rbackup_micros\x18\x02 \x01(\x03R\fbackupMicrosB7Z5github.com/dkimzone/dkimzone/internal/schema/schemapbb\x06proto3"
 
 var (
 	file_schemapb_values_proto_rawDescOnce sync.Once
@@ -1937,27 +2233,30 @@ func file_schemapb_values_proto_rawDescGZIP() []byte {
 	return file_schemapb_values_proto_rawDescData
 }
 
-var file_schemapb_values_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_schemapb_values_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_schemapb_values_proto_goTypes = []any{
-	(*PublicRecord)(nil), // 0: schemapb.PublicRecord
-	(*Apex)(nil),         // 1: schemapb.Apex
-	(*NameServer)(nil),   // 2: schemapb.NameServer
-	(*Brand)(nil),        // 3: schemapb.Brand
-	(*Tally)(nil),        // 4: schemapb.Tally
-	(*Domain)(nil),       // 5: schemapb.Domain
-	(*Selector)(nil),     // 6: schemapb.Selector
-	(*Key)(nil),          // 7: schemapb.Key
-	(*LabelClaim)(nil),   // 8: schemapb.LabelClaim
-	(*Policy)(nil),       // 9: schemapb.Policy
-	(*Freeze)(nil),       // 10: schemapb.Freeze
-	(*Events)(nil),       // 11: schemapb.Events
-	(*Status)(nil),       // 12: schemapb.Status
-	(*Signer)(nil),       // 13: schemapb.Signer
-	(*Report)(nil),       // 14: schemapb.Report
-	(*RetainedKey)(nil),  // 15: schemapb.RetainedKey
-	(*DisclosedKey)(nil), // 16: schemapb.DisclosedKey
-	(*Token)(nil),        // 17: schemapb.Token
-	(*BrandSecret)(nil),  // 18: schemapb.BrandSecret
+	(*PublicRecord)(nil),          // 0: schemapb.PublicRecord
+	(*Apex)(nil),                  // 1: schemapb.Apex
+	(*NameServer)(nil),            // 2: schemapb.NameServer
+	(*Brand)(nil),                 // 3: schemapb.Brand
+	(*Tally)(nil),                 // 4: schemapb.Tally
+	(*Domain)(nil),                // 5: schemapb.Domain
+	(*Selector)(nil),              // 6: schemapb.Selector
+	(*Key)(nil),                   // 7: schemapb.Key
+	(*LabelClaim)(nil),            // 8: schemapb.LabelClaim
+	(*Policy)(nil),                // 9: schemapb.Policy
+	(*Freeze)(nil),                // 10: schemapb.Freeze
+	(*Events)(nil),                // 11: schemapb.Events
+	(*Status)(nil),                // 12: schemapb.Status
+	(*Signer)(nil),                // 13: schemapb.Signer
+	(*Report)(nil),                // 14: schemapb.Report
+	(*RetainedKey)(nil),           // 15: schemapb.RetainedKey
+	(*DisclosedKey)(nil),          // 16: schemapb.DisclosedKey
+	(*Token)(nil),                 // 17: schemapb.Token
+	(*BrandSecret)(nil),           // 18: schemapb.BrandSecret
+	(*KeyEncryption)(nil),         // 19: schemapb.KeyEncryption
+	(*KeyEncryptionRotation)(nil), // 20: schemapb.KeyEncryptionRotation
+	(*Restore)(nil),               // 21: schemapb.Restore
 }
 var file_schemapb_values_proto_depIdxs = []int32{
 	2,  // 0: schemapb.Apex.name_servers:type_name -> schemapb.NameServer
@@ -1986,7 +2285,7 @@ func file_schemapb_values_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_schemapb_values_proto_rawDesc), len(file_schemapb_values_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
