@@ -11,9 +11,11 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/custody"
 	"github.com/dkimzone/dkimzone/internal/envelope"
 	"github.com/dkimzone/dkimzone/internal/keygen"
 	"github.com/dkimzone/dkimzone/internal/keypair"
@@ -100,29 +102,35 @@ type backend struct {
 	api    *service.Service
 	authn  *authn.Authenticator
 	access *service.Access
+	// custody changes what keys are sealed with.
+	custody *custody.Custody
 }
 
 // newBackend opens the key-encryption key, makes sure that it is the one that
-// the stored data keys were wrapped with, later if etcd does not answer now, and
-// starts to generate keys.
-func newBackend(ctx context.Context, client keystore.Client, kekURL string, access Access, p *prober.Prober, logger *slog.Logger) (*backend, error) {
+// the stored data keys were wrapped with, later if etcd or the key's keeper does
+// not answer now, and starts to generate keys.
+func newBackend(ctx context.Context, client keystore.Client, kek KEK, access Access, p *prober.Prober, logger *slog.Logger) (*backend, error) {
 	store := keystore.New(client, storeTimeout)
 	who, err := access.authenticator(store, logger)
 	if err != nil {
 		return nil, err
 	}
-	keeper, err := envelope.OpenKeeper(ctx, kekURL)
+	keeper, err := envelope.OpenKeeper(ctx, kek.URL, kek.Previous...)
 	if err != nil {
 		return nil, err
 	}
 	b := &backend{store: store, keeper: keeper, prober: p, authn: who, access: service.NewAccess(store, who.Forget, time.Now)}
-	b.sealer = &checkedSealer{sealer: envelope.NewSealer(keeper, b.store), store: b.store}
-	if err := b.sealer.check(ctx); err != nil && !errors.Is(err, keystore.ErrUnavailable) {
+	b.sealer = &checkedSealer{sealer: envelope.NewSealer(keeper, b.store)}
+	switch err := b.sealer.check(ctx); {
+	case errors.Is(err, keystore.ErrUnavailable), errors.Is(err, envelope.ErrKeeperUnavailable):
+		logger.LogAttrs(ctx, slog.LevelWarn, "not ready: whether the key-encryption key is right shows later", slog.Any("error", err))
+	case err != nil:
 		_ = b.keeper.Close() // it holds no resource that matters any more
-		return nil, fmt.Errorf("key-encryption key %s: %w", kekURL, err)
+		return nil, fmt.Errorf("key-encryption key (%s): %w", strings.Join(keeper.Labels(), ", "), err)
 	}
 	b.pool = keygen.New(keygen.Options{Stock: stock(), Logger: logger})
 	pools.add(b.pool)
+	b.custody = b.newCustody(logger)
 	b.mint = mint.New(b.pool, b.sealer)
 	b.api = service.New(b.store, b.mint, b.prober, time.Now, logger)
 	return b, nil

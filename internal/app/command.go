@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/coredump"
 	"github.com/dkimzone/dkimzone/internal/pki"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
@@ -71,6 +72,9 @@ admin certificates (<data-dir>/pki), and the client configuration
 				return err
 			}
 			o.Logger, o.Out = logger, cmd.OutOrStdout()
+			if err := coredump.Disable(); err != nil {
+				return err
+			}
 			return unlessStopped(cmd.Context(), o.Run(cmd.Context()))
 		},
 	}
@@ -78,6 +82,7 @@ admin certificates (<data-dir>/pki), and the client configuration
 	f.StringVar(&o.DataDir, "data-dir", "./data", "`directory` of all data; created with mode 0700")
 	f.StringVar(&o.Zone, "zone", "keys.example.net", "hosting `zone`, created on the first start; further ones with `dkimctl zone create`")
 	f.StringVar(&o.DNS, "dns-listen", "127.0.0.1:1053", "`address` of the name server, UDP and TCP")
+	o.KEK.add(f, "`URL` of the key-encryption key (default file://<data-dir>/kek.key, made on the first start)")
 	listenFlags(f, &o.Listen)
 	o.Access.add(f)
 	o.Checks.add(f)
@@ -108,6 +113,9 @@ by CoreDNS nodes with the dkim plugin.`,
 				return err
 			}
 			o.Logger = logger
+			if err := coredump.Disable(); err != nil {
+				return err
+			}
 			return unlessStopped(cmd.Context(), o.Run(cmd.Context()))
 		},
 	}
@@ -119,7 +127,7 @@ by CoreDNS nodes with the dkim plugin.`,
 	f.StringVar(&o.CAFile, "tls-ca", "", "`file` with the CA of the clients' certificates")
 	f.StringVar(&o.CertFile, "tls-cert", "", "`file` with the server's certificate; read again when it changes")
 	f.StringVar(&o.KeyFile, "tls-key", "", "`file` with its private key")
-	f.StringVar(&o.KEK, "kek-url", "", "`URL` of the key-encryption key: file:///path, made by `dkimd pki kek`")
+	o.KEK.add(f, "`URL` of the key-encryption key: file:///path, made by `dkimd pki kek`, or that of a KMS (docs/custody.md)")
 	listenFlags(f, &o.Listen)
 	o.Access.add(f)
 	o.Checks.add(f)

@@ -15,7 +15,7 @@ import (
 type Serve struct {
 	Etcd                      etcdclient.Config
 	CAFile, CertFile, KeyFile string // of the gRPC and HTTPS listeners
-	KEK                       string // URL of the key-encryption key
+	KEK                       KEK
 	Listen
 	Access Access
 	Checks Checks
@@ -57,6 +57,7 @@ func (o Serve) Run(ctx context.Context) error {
 	if o.Started != nil {
 		o.Started(a)
 	}
+	defer backend.startCustody(ctx)()
 	defer backend.startRotation(ctx, leader.NewCandidate(client, schema.LeaderPrefix(), candidate(), leaseTTL), o.Checks.Rate, o.Logger)()
 	return srv.run(ctx)
 }

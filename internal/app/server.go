@@ -74,6 +74,7 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 	dkimv1.RegisterKeyManagementServer(s.grpc, b.api)
 	dkimv1.RegisterSignerServer(s.grpc, b.api)
 	dkimv1.RegisterAccessControlServer(s.grpc, b.access)
+	dkimv1.RegisterCustodyServer(s.grpc, service.NewCustody(b.custody))
 	s.health = health.NewServer()
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
@@ -197,6 +198,7 @@ func (s *servers) watchHealth(ctx context.Context) {
 		s.health.SetServingStatus(dkimv1.KeyManagement_ServiceDesc.ServiceName, status)
 		s.health.SetServingStatus(dkimv1.Signer_ServiceDesc.ServiceName, status)
 		s.health.SetServingStatus(dkimv1.AccessControl_ServiceDesc.ServiceName, status)
+		s.health.SetServingStatus(dkimv1.Custody_ServiceDesc.ServiceName, status)
 		select {
 		case <-ctx.Done():
 			return

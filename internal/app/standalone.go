@@ -36,6 +36,7 @@ type Standalone struct {
 	DataDir string // created with mode 0700 when absent
 	Zone    string // created on the first start
 	DNS     string // address of the name server, UDP and TCP
+	KEK     KEK    // without a URL: <DataDir>/kek.key, made on the first start
 	Listen
 	Access Access
 	Checks Checks
@@ -84,9 +85,11 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	}
 	defer etcd.Close()
 	store := keystore.New(etcd.Client(), storeTimeout)
-	kek, err := ensureKeyFile(ctx, store, dir)
-	if err != nil {
-		return err
+	kek := o.KEK
+	if kek.URL == "" {
+		if kek.URL, err = ensureKeyFile(ctx, store, dir); err != nil {
+			return err
+		}
 	}
 	dns, err := o.ownProber()
 	if err != nil {
@@ -142,6 +145,7 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 		o.Started(addresses)
 	}
 	candidate := leader.NewCandidate(etcd.Client(), schema.LeaderPrefix(), candidate(), leaseTTL)
+	defer backend.startCustody(ctx)()
 	defer backend.startRotation(ctx, candidate, o.Checks.Rate, o.Logger)()
 	if err := srv.run(ctx); err != nil {
 		return err

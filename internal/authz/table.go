@@ -6,6 +6,7 @@ const (
 	keyManagement = "/dkim.v1.KeyManagement/"
 	signer        = "/dkim.v1.Signer/"
 	access        = "/dkim.v1.AccessControl/"
+	custody       = "/dkim.v1.Custody/"
 )
 
 // rule says who may call a method.
@@ -83,6 +84,9 @@ var table = map[string]rule{
 	access + "CreateBrandSecret": {roles: admins},
 	access + "ListBrandSecrets":  {roles: readers, brand: byParent},
 	access + "RevokeBrandSecret": {roles: admins},
+
+	custody + "GetKeyEncryption":    {roles: readers},
+	custody + "RotateKeyEncryption": {roles: admins},
 
 	"/grpc.health.v1.Health/Check": {roles: everyone, filtered: true},
 	"/grpc.health.v1.Health/List":  {roles: everyone, filtered: true},

@@ -24,6 +24,8 @@ import (
 	"github.com/dkimzone/dkimzone/internal/authn"
 	"github.com/dkimzone/dkimzone/internal/authz"
 	"github.com/dkimzone/dkimzone/internal/config"
+	"github.com/dkimzone/dkimzone/internal/custody"
+	"github.com/dkimzone/dkimzone/internal/envelope"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/keystore/keystoretest"
@@ -45,6 +47,9 @@ type fixture struct {
 	faults      *faults
 	nameServers map[string]*nameServer // ns1, ns2
 
+	custody     *service.Custody
+	stopCustody context.CancelFunc
+
 	credentials credentials.TransportCredentials
 	address     string
 	server      *grpc.Server
@@ -55,7 +60,19 @@ type fixture struct {
 func newFixture(dir string) (*fixture, error) {
 	f := &fixture{keys: newKeySource(), clock: &clock{}, customers: &customers{}, faults: &faults{}, nameServers: make(map[string]*nameServer)}
 	f.store = keystore.New(keystoretest.NewFake(), time.Minute)
-	f.service = service.New(f.store, mint.New(f.keys, sealer{}), f.customers, f.clock.now, slog.New(slog.DiscardHandler))
+	sealer, err := newSealer(dir, f.store)
+	if err != nil {
+		return nil, err
+	}
+	f.service = service.New(f.store, mint.New(f.keys, sealer), f.customers, f.clock.now, slog.New(slog.DiscardHandler))
+	rotations := custody.New(custody.Options{
+		Store: f.store, Sealer: sealer, Name: "dkimd1", Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		Poll: 10 * time.Millisecond, TakeOver: time.Minute, Settle: time.Millisecond,
+	})
+	f.custody = service.NewCustody(rotations)
+	ctx, stop := context.WithCancel(context.Background())
+	f.stopCustody = stop
+	go func() { _ = rotations.Run(ctx) }()
 
 	server, client, err := certificates(filepath.Join(dir, "data", "pki"))
 	if err != nil {
@@ -176,11 +193,13 @@ func (f *fixture) start(address string) error {
 	dkimv1.RegisterKeyManagementServer(f.server, f.service)
 	dkimv1.RegisterSignerServer(f.server, f.service)
 	dkimv1.RegisterAccessControlServer(f.server, service.NewAccess(f.store, who.Forget, time.Now))
+	dkimv1.RegisterCustodyServer(f.server, f.custody)
 	go func() { _ = f.server.Serve(l) }()
 	return nil
 }
 
 func (f *fixture) stop() {
+	f.stopCustody()
 	f.server.Stop()
 	for _, ns := range f.nameServers {
 		ns.stop()
@@ -294,11 +313,30 @@ func (k *keySource) Get(ctx context.Context, a keypair.Algorithm) (*keypair.KeyP
 	}
 }
 
-// sealer seals nothing: the store is in memory.
-type sealer struct{}
-
-func (sealer) Seal(_ context.Context, _, _ string, plaintext []byte) ([]byte, error) {
-	return append([]byte("sealed:"), plaintext...), nil
+// newSealer seals with dir/new.key, and opens what dir/old.key wrapped.
+func newSealer(dir string, store *keystore.Store) (*envelope.Sealer, error) {
+	var urls []string
+	for _, name := range []string{"new.key", "old.key"} {
+		file := filepath.Join(dir, name)
+		if err := envelope.CreateKeyFile(file); err != nil {
+			return nil, err
+		}
+		urls = append(urls, "file://"+file)
+	}
+	ctx := context.Background()
+	// It wrapped before: "kek rotate" is to put the other in its place.
+	old, err := envelope.OpenKeeper(ctx, urls[1])
+	if err != nil {
+		return nil, err
+	}
+	if _, _, _, err := envelope.NewSealer(old, store).Propose(ctx); err != nil {
+		return nil, err
+	}
+	keeper, err := envelope.OpenKeeper(ctx, urls[0], urls[1])
+	if err != nil {
+		return nil, err
+	}
+	return envelope.NewSealer(keeper, store), nil
 }
 
 // nameServer answers for the zone what the service holds.

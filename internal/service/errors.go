@@ -15,6 +15,7 @@ import (
 
 	"github.com/dkimzone/dkimzone/internal/dkimrecord"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/envelope"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 )
@@ -96,6 +97,10 @@ func storeFailure(err error) error {
 	case errors.Is(err, keystore.ErrUnavailable):
 		return &storeDown{cause: err, rejection: failWith(codes.Unavailable, "STORE_UNAVAILABLE",
 			"the store does not answer; try again. If this was a change, look first whether it happened",
+			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})}
+	case errors.Is(err, envelope.ErrKeeperUnavailable):
+		return &storeDown{cause: err, rejection: failWith(codes.Unavailable, "KEEPER_UNAVAILABLE",
+			"the keeper of the key-encryption key does not answer; try again",
 			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})}
 	case errors.Is(err, context.Canceled):
 		return status.FromContextError(context.Canceled).Err()

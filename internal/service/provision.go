@@ -277,7 +277,7 @@ func (s *Service) changeDomain(ctx context.Context, n domainName, zone keystore.
 		}
 		change, err := compute(d)
 		if err != nil {
-			return keystore.Domain{}, err
+			return keystore.Domain{}, storeFailure(err) // of what seals keys, say
 		}
 		if change == nil {
 			return d, nil

@@ -298,7 +298,7 @@ func TestDeleteDomain(t *testing.T) {
 	want.Etag, want.Revision, want.DeleteTime = "", must(f.store.Revision(t.Context()))(t), timestamppb.New(start.Add(time.Hour))
 	wantEqual(t, "deleted domain", got, want)
 	left := f.under("/dkim/")
-	wantEqual(t, "number of keys left", len(left), len(before)+3) // the tombstone, the history and the brand's data key
+	wantEqual(t, "number of keys left", len(left), len(before)+4) // the tombstone, the history, the brand's data key and which key wraps it
 	wantEqual(t, "private keys left", f.under("/dkim/v1/priv/keys/"), nil)
 	wantEqual(t, "records left", f.under("/dkim/v1/pub/"), []string{"keys.example.net/apex"})
 	list := must(f.api.ListDomains(t.Context(), &dkimv1.ListDomainsRequest{Parent: "brands/-"}))(t)

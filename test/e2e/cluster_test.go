@@ -220,7 +220,7 @@ func extendedErrors(m *dns.Msg) []uint16 {
 // others: it must not encrypt anything with it.
 func checkWrongKey(t *testing.T, d *dkimd, root *clientv3.Client) {
 	t.Helper()
-	const why = "the key-encryption key does not open the data key"
+	const why = "the key-encryption key is not the one that the stored keys were wrapped with"
 	d.waitUnready(t, why)
 	before := dump(t, root)
 	checkFailed(t, d.run(t, "brand", "create", "unlucky"), 1, "[INTERNAL]")

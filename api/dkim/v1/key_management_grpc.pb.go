@@ -64,7 +64,8 @@ const (
 // `dkimzone`, whose reason is named at the method, and a message that says what
 // to do. A refused request has changed nothing. Reasons any method may give:
 // UNAUTHENTICATED, PERMISSION_DENIED, INTERNAL; UNAVAILABLE STORE_UNAVAILABLE
-// (try again; RetryInfo says when; a change may have happened all the same);
+// (try again; RetryInfo says when; a change may have happened all the same),
+// KEEPER_UNAVAILABLE (the service that keeps the key-encryption key is away);
 // ABORTED CONFLICT (many change the same thing at once; try again);
 // RESOURCE_EXHAUSTED RATE_LIMITED, TOO_MANY_CALLS, TOO_MANY_STREAMS, OVERLOADED
 // (RetryInfo says when to try again).
@@ -581,7 +582,8 @@ func (c *keyManagementClient) DeleteSigner(ctx context.Context, in *DeleteSigner
 // `dkimzone`, whose reason is named at the method, and a message that says what
 // to do. A refused request has changed nothing. Reasons any method may give:
 // UNAUTHENTICATED, PERMISSION_DENIED, INTERNAL; UNAVAILABLE STORE_UNAVAILABLE
-// (try again; RetryInfo says when; a change may have happened all the same);
+// (try again; RetryInfo says when; a change may have happened all the same),
+// KEEPER_UNAVAILABLE (the service that keeps the key-encryption key is away);
 // ABORTED CONFLICT (many change the same thing at once; try again);
 // RESOURCE_EXHAUSTED RATE_LIMITED, TOO_MANY_CALLS, TOO_MANY_STREAMS, OVERLOADED
 // (RetryInfo says when to try again).
