@@ -72,6 +72,9 @@ var want = map[string]string{
 	"AccessControl/ListBrandSecrets":  "AU own parent",
 	"AccessControl/RevokeBrandSecret": "A -",
 
+	"Custody/GetKeyEncryption":    "AU -",
+	"Custody/RotateKeyEncryption": "A -",
+
 	"Health/Check": "ABSU open",
 	"Health/List":  "ABSU open",
 	"Health/Watch": "ABSU open",
