@@ -1,0 +1,215 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/dynamicpb"
+
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+)
+
+// Tokens, secrets of brands and JWTs with a real dkimd: what they let in, that
+// they end, and that nothing of them stays behind.
+func TestAccess(t *testing.T) {
+	t.Parallel()
+	s := newStandalone(t)
+	issuer := newIssuer(t)
+	s.start(t, "--oidc-issuer", issuer.URL, "--oidc-audience", "dkimzone", "--oidc-ca", issuer.ca)
+	for _, brand := range []string{"acme", "other"} {
+		s.ctl(t, "brand", "create", brand)
+	}
+	s.ctl(t, "domain", "provision", "other", "theirs.example", "--algorithm", "ed25519")
+
+	secret, shop, auditor := &dkimv1.BrandSecret{}, &dkimv1.Token{}, &dkimv1.Token{}
+	s.read(t, secret, "brand", "secret", "create", "acme")
+	s.read(t, shop, "token", "create", "--role", "brand", "--brand", "acme")
+	s.read(t, auditor, "token", "create", "--role", "auditor")
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("acme:"+secret.GetSecret()))
+	jwt := "Bearer " + issuer.sign(t, map[string]any{"sub": "shop@example.net", "dkimzone_role": "brand", "dkimzone_brand": "acme"})
+
+	conn := connect(t, s.grpc, trusting(t, s.admin().CA))
+	api := dkimv1.NewKeyManagementClient(conn)
+	as := func(authorization string) context.Context {
+		return metadata.AppendToOutgoingContext(deadline(t), "authorization", authorization)
+	}
+	for i, authorization := range []string{basic, "Bearer " + shop.GetSecret(), jwt} {
+		name := "brands/acme/domains/" + []string{"basic", "token", "jwt"}[i] + ".example"
+		if _, err := api.ProvisionDomain(as(authorization), &dkimv1.ProvisionDomainRequest{
+			Name: name, Algorithm: dkimv1.KeyAlgorithm_KEY_ALGORITHM_ED25519,
+		}); err != nil {
+			t.Errorf("own domain: %v", err)
+		}
+		_, err := api.ListZones(as(authorization), &dkimv1.ListZonesRequest{})
+		checkStatus(t, err, codes.PermissionDenied, "PERMISSION_DENIED")
+	}
+
+	// Brand acme about brand other, by every method that there is.
+	before := visible(t, s.api(t), s.dns)
+	for method, req := range foreignRequests(t) {
+		for _, authorization := range []string{basic, jwt} {
+			stream, err := conn.NewStream(as(authorization), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+			if err == nil {
+				if err = stream.SendMsg(req); err == nil {
+					_ = stream.CloseSend()
+				}
+				err = stream.RecvMsg(dynamicpb.NewMessage((&dkimv1.Brand{}).ProtoReflect().Descriptor()))
+			}
+			t.Run(path.Base(method), func(t *testing.T) { checkStatus(t, err, codes.PermissionDenied, "PERMISSION_DENIED") })
+		}
+	}
+	_, err := api.GetDomain(as("Bearer "+auditor.GetSecret()), &dkimv1.GetDomainRequest{Name: "brands/other/domains/theirs.example"})
+	if err != nil {
+		t.Errorf("an auditor reads: %v", err)
+	}
+	_, err = api.DeleteDomain(as("Bearer "+auditor.GetSecret()), &dkimv1.DeleteDomainRequest{Name: "brands/other/domains/theirs.example"})
+	checkStatus(t, err, codes.PermissionDenied, "PERMISSION_DENIED")
+	if after := visible(t, s.api(t), s.dns); after != before {
+		t.Errorf("something has changed:\n%s\nbefore:\n%s", after, before)
+	}
+
+	// dkimctl with a token; and after that is gone.
+	dir := t.TempDir()
+	config := "address: " + s.grpc + "\nca_file: " + s.admin().CA + "\ntoken_file: token\n"
+	for name, text := range map[string]string{"token": shop.GetSecret() + "\n", "dkimctl.yaml": config} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	with := client{config: filepath.Join(dir, "dkimctl.yaml")}
+	if got := with.ctl(t, "domain", "list", "acme"); !strings.Contains(got, "token.example") {
+		t.Errorf("dkimctl with a token lists %q", got)
+	}
+	s.ctl(t, "token", "revoke", path.Base(shop.GetName()), "--yes")
+	checkFailed(t, with.run(t, "domain", "list", "acme"), 1, "[UNAUTHENTICATED]")
+	s.ctl(t, "brand", "secret", "revoke", "acme", path.Base(secret.GetName()), "--yes")
+	_, err = api.GetBrand(as(basic), &dkimv1.GetBrandRequest{Name: "brands/acme"})
+	checkStatus(t, err, codes.Unauthenticated, "UNAUTHENTICATED")
+
+	metrics := page(t, "http://"+s.metrics+"/metrics")
+	s.stop(t)
+	places := tree(t, s.dataDir)
+	places["output"], places["metrics"] = []byte(s.Output()), metrics
+	if !strings.Contains(s.Output(), "credentials refused") {
+		t.Error("the refusal of a revoked token is not in the log")
+	}
+	if !containsAny(places, path.Base(auditor.GetName())) {
+		t.Error("no file has the id of a token, so that the test says nothing")
+	}
+	for what, credential := range map[string]string{"secret": secret.GetSecret(), "token": shop.GetSecret(), "auditor's token": auditor.GetSecret(), "JWT": jwt[len(jwt)-40:]} {
+		random := credential[len(credential)-32:]
+		raw, err := base64.RawURLEncoding.DecodeString(random)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for place, data := range places {
+			for _, form := range append(append(forms(raw), forms([]byte(credential))...), []byte(random)) {
+				if bytes.Contains(data, form) {
+					t.Errorf("the %s is in %s", what, place)
+				}
+			}
+		}
+	}
+}
+
+// foreignRequests has, for each method of the API that takes a name, a request
+// about brand other.
+func foreignRequests(t *testing.T) map[string]*dynamicpb.Message {
+	t.Helper()
+	requests := make(map[string]*dynamicpb.Message)
+	protoregistry.GlobalFiles.RangeFilesByPackage("dkim.v1", func(fd protoreflect.FileDescriptor) bool {
+		for i := range fd.Services().Len() {
+			service := fd.Services().Get(i)
+			for j := range service.Methods().Len() {
+				m := service.Methods().Get(j)
+				req := dynamicpb.NewMessage(m.Input())
+				for _, field := range []string{`{"name":"brands/other/domains/theirs.example"}`, `{"parent":"brands/other"}`, `{"domain":{"name":"brands/other/domains/theirs.example"}}`, `{"brand":{"name":"brands/other"}}`} {
+					one := dynamicpb.NewMessage(m.Input())
+					if protojson.Unmarshal([]byte(field), one) == nil {
+						req = one
+					}
+				}
+				if method := "/" + string(service.FullName()) + "/" + string(m.Name()); method != "/dkim.v1.KeyManagement/ListBrands" { // which it may call
+					requests[method] = req
+				}
+			}
+		}
+		return true
+	})
+	if len(requests) < 30 {
+		t.Fatalf("found %d methods only", len(requests))
+	}
+	return requests
+}
+
+// issuer is an OpenID Connect issuer.
+type issuer struct {
+	*httptest.Server
+
+	ca     string // file
+	signer jose.Signer
+}
+
+func newIssuer(t *testing.T) *issuer {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &issuer{ca: filepath.Join(t.TempDir(), "issuer.crt")}
+	i.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := any(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: "k", Algorithm: string(jose.EdDSA)}}})
+		if r.URL.Path == "/.well-known/openid-configuration" {
+			answer = map[string]string{"issuer": i.URL, "jwks_uri": i.URL + "/keys"}
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(answer)
+	}))
+	t.Cleanup(i.Close)
+	if err := os.WriteFile(i.ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	i.signer, err = jose.NewSigner(jose.SigningKey{Algorithm: jose.EdDSA, Key: jose.JSONWebKey{Key: private, KeyID: "k"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func (i *issuer) sign(t *testing.T, claims map[string]any) string {
+	t.Helper()
+	claims["iss"], claims["aud"], claims["exp"] = i.URL, "dkimzone", time.Now().Add(time.Hour).Unix()
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jws, err := i.signer.Sign(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := jws.CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
