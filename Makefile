@@ -27,8 +27,10 @@ TOOL_buf := github.com/bufbuild/buf/cmd/buf
 TOOL_golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 TOOL_protoc-gen-go := google.golang.org/protobuf/cmd/protoc-gen-go
 TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
+TOOL_protoc-gen-grpc-gateway := github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-grpc-gateway
+TOOL_protoc-gen-openapiv2 := github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-openapiv2
 TOOL_protodeps := ./protodeps
-GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc)
+GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc protoc-gen-grpc-gateway protoc-gen-openapiv2)
 
 .PHONY: help build run test race e2e interop robustness simulate fuzz bench bench-go bench-publish bench-provision bench-index bench-scale lint fmt generate generate-check tidy-check stock-build clean
 
@@ -103,7 +105,7 @@ fmt: $(TOOLS)/golangci-lint $(TOOLS)/buf $(TOOLS)/protodeps ## format Go code an
 	$(TOOLS)/buf format --write api
 	$(TOOLS)/buf format --write internal/schema
 
-generate: $(GENERATORS) ## write the Go code of the .proto files beside them
+generate: $(GENERATORS) ## write the Go code of the .proto files beside them, and the REST routes
 	tools/generate.sh
 
 generate-check: $(GENERATORS) ## fail if the generated code differs from the .proto files

@@ -50,7 +50,10 @@ func (o Serve) Run(ctx context.Context) error {
 		return err
 	}
 	defer backend.close()
-	srv := newServers(bound, tlsConfig, backend, nil, o.Logger)
+	srv, err := newServers(bound, tlsConfig, backend, nil, o.Logger)
+	if err != nil {
+		return err
+	}
 	a := Addresses{GRPC: bound.grpc.Addr().String(), HTTP: bound.http.Addr().String(), Metrics: bound.metrics.Addr().String()}
 	o.Logger.LogAttrs(ctx, slog.LevelInfo, "serving",
 		slog.String("grpc", a.GRPC), slog.String("http", a.HTTP), slog.String("metrics", a.Metrics))

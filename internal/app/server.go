@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,7 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -23,6 +21,7 @@ import (
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/authn"
 	"github.com/dkimzone/dkimzone/internal/authz"
+	"github.com/dkimzone/dkimzone/internal/gateway"
 	"github.com/dkimzone/dkimzone/internal/service"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
@@ -56,10 +55,12 @@ type servers struct {
 
 // newServers sets up the servers of api on bound sockets. They do not serve
 // until run.
-func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []telemetry.Check, logger *slog.Logger, unary ...grpc.UnaryServerInterceptor) *servers {
+func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []telemetry.Check, logger *slog.Logger, unary ...grpc.UnaryServerInterceptor) (*servers, error) {
 	s := &servers{
 		bound: bound, checks: append([]telemetry.Check{b.storeCheck(), b.sealer.readiness()}, checks...), logger: logger, stopping: make(chan struct{}),
 	}
+	// REST goes through the same interceptors: see package gateway.
+	unary, stream := append(s.unary(b), unary...), s.stream(b)
 	s.grpc = grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(tlsConfig)),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -68,19 +69,20 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxHeaderListSize(maxHeader),
-		grpc.ChainUnaryInterceptor(append(s.unary(b), unary...)...),
-		grpc.ChainStreamInterceptor(s.stream(b)...),
+		grpc.ChainUnaryInterceptor(unary...),
+		grpc.ChainStreamInterceptor(stream...),
 	)
-	dkimv1.RegisterKeyManagementServer(s.grpc, b.api)
-	dkimv1.RegisterSignerServer(s.grpc, b.api)
-	dkimv1.RegisterAccessControlServer(s.grpc, b.access)
-	dkimv1.RegisterCustodyServer(s.grpc, service.NewCustody(b.custody))
+	b.register(s.grpc)
 	s.health = health.NewServer()
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 
+	rest, err := gateway.New(gateway.Options{Register: b.register, Unary: unary, Stream: stream, Logger: logger})
+	if err != nil {
+		return nil, err
+	}
 	s.http = &http.Server{
-		Handler:           httpHandler(),
+		Handler:           rest,
 		TLSConfig:         tlsConfig.Clone(),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
@@ -92,7 +94,7 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 	if bound.disclosure != nil {
 		s.disclosure = newDisclosureServer(b.store, logger)
 	}
-	return s
+	return s, nil
 }
 
 // unary are the interceptors that every unary call goes through, in this order.
@@ -109,22 +111,12 @@ func (s *servers) stream(b *backend) []grpc.StreamServerInterceptor {
 	}
 }
 
-// httpHandler is what HTTPS offers besides what others add to it.
-func httpHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		fmt.Fprintln(w, "ok")
-	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusNotFound)
-		// A caller who has gone needs no answer.
-		_ = json.NewEncoder(w).Encode(map[string]any{
-			"code": codes.NotFound, "message": "nothing here; the API is gRPC, on the address of --grpc-listen", "path": r.URL.Path,
-		})
-	})
-	return mux
+// register registers the services of the API, with a gRPC server or for REST.
+func (b *backend) register(r grpc.ServiceRegistrar) {
+	dkimv1.RegisterKeyManagementServer(r, b.api)
+	dkimv1.RegisterSignerServer(r, b.api)
+	dkimv1.RegisterAccessControlServer(r, b.access)
+	dkimv1.RegisterCustodyServer(r, service.NewCustody(b.custody))
 }
 
 // run serves until ctx ends or a server fails, then lets calls in flight end,

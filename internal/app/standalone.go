@@ -129,7 +129,10 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	follow := followZones(store, func(ctx context.Context, zones []string) error {
 		return errors.Join(ns.reload(zones), writeClientConfig(ctx, store, certs, addresses))
 	}, o.Logger)
-	srv := newServers(bound, tlsConfig, backend, []telemetry.Check{ns.check()}, o.Logger, follow)
+	srv, err := newServers(bound, tlsConfig, backend, []telemetry.Check{ns.check()}, o.Logger, follow)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -349,7 +352,7 @@ func (o Standalone) greet(zone dnsname.Zone, a Addresses) {
 	fmt.Fprintf(o.Out, `dkimd serves zone %s
   DNS      %s (UDP and TCP)
   gRPC     %s (TLS; client configuration %s)
-  HTTPS    %s
+  REST     https://%s (described in /openapi.json)
   metrics  http://%s/metrics
 
 Go on in another terminal:

@@ -33,8 +33,9 @@ var tiers = map[string]int{
 	"controller": 2,
 	"custody":    2,
 	// Edges.
-	"cli":    3,
-	"config": 3,
+	"cli":     3,
+	"config":  3,
+	"gateway": 3,
 	// Wiring.
 	"embedetcd": 4,
 	"app":       4,
@@ -121,7 +122,7 @@ var owners = []owner{
 	},
 	{
 		dependency: module + "/api/dkim/v1",
-		owners:     []string{"internal/service", "internal/cli", "internal/app", "test"},
+		owners:     []string{"internal/service", "internal/cli", "internal/gateway", "internal/app", "test"},
 		reason:     "generated messages stay at the edges; the packages inside have types of their own",
 	},
 	{

@@ -1950,7 +1950,7 @@ var File_dkim_v1_key_management_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\n" +
-	"\x1cdkim/v1/key_management.proto\x12\adkim.v1\x1a\x17dkim/v1/lifecycle.proto\x1a\x17dkim/v1/resources.proto\x1a\x14dkim/v1/signer.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\"Y\n" +
+	"\x1cdkim/v1/key_management.proto\x12\adkim.v1\x1a\x17dkim/v1/lifecycle.proto\x1a\x17dkim/v1/resources.proto\x1a\x14dkim/v1/signer.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\"Y\n" +
 	"\x11CreateZoneRequest\x12\x1c\n" +
 	"\azone_id\x18\x01 \x01(\tB\x03\xe0A\x02R\x06zoneId\x12&\n" +
 	"\x04zone\x18\x02 \x01(\v2\r.dkim.v1.ZoneB\x03\xe0A\x02R\x04zone\";\n" +
@@ -2089,45 +2089,47 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\x10DeleteKeyRequest\x12(\n" +
 	"\x04name\x18\x01 \x01(\tB\x14\xe0A\x02\xfaA\x0e\n" +
 	"\fdkimzone/KeyR\x04name\x12\x17\n" +
-	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\xf6\x12\n" +
-	"\rKeyManagement\x12H\n" +
+	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\x82\x1c\n" +
+	"\rKeyManagement\x12_\n" +
 	"\n" +
-	"CreateZone\x12\x1a.dkim.v1.CreateZoneRequest\x1a\r.dkim.v1.Zone\"\x0f\xdaA\fzone,zone_id\x12:\n" +
-	"\aGetZone\x12\x17.dkim.v1.GetZoneRequest\x1a\r.dkim.v1.Zone\"\a\xdaA\x04name\x12B\n" +
-	"\tListZones\x12\x19.dkim.v1.ListZonesRequest\x1a\x1a.dkim.v1.ListZonesResponse\x12L\n" +
+	"CreateZone\x12\x1a.dkim.v1.CreateZoneRequest\x1a\r.dkim.v1.Zone\"&\xdaA\fzone,zone_id\x82\xd3\xe4\x93\x02\x11:\x04zone\"\t/v1/zones\x12T\n" +
+	"\aGetZone\x12\x17.dkim.v1.GetZoneRequest\x1a\r.dkim.v1.Zone\"!\xdaA\x04name\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/{name=zones/*}\x12U\n" +
+	"\tListZones\x12\x19.dkim.v1.ListZonesRequest\x1a\x1a.dkim.v1.ListZonesResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/zones\x12q\n" +
 	"\n" +
-	"UpdateZone\x12\x1a.dkim.v1.UpdateZoneRequest\x1a\r.dkim.v1.Zone\"\x13\xdaA\x10zone,update_mask\x12I\n" +
+	"UpdateZone\x12\x1a.dkim.v1.UpdateZoneRequest\x1a\r.dkim.v1.Zone\"8\xdaA\x10zone,update_mask\x82\xd3\xe4\x93\x02\x1f:\x04zone2\x17/v1/{zone.name=zones/*}\x12c\n" +
 	"\n" +
-	"DeleteZone\x12\x1a.dkim.v1.DeleteZoneRequest\x1a\x16.google.protobuf.Empty\"\a\xdaA\x04name\x12R\n" +
-	"\x13AcceptZoneDeletions\x12#.dkim.v1.AcceptZoneDeletionsRequest\x1a\r.dkim.v1.Zone\"\a\xdaA\x04name\x12P\n" +
+	"DeleteZone\x12\x1a.dkim.v1.DeleteZoneRequest\x1a\x16.google.protobuf.Empty\"!\xdaA\x04name\x82\xd3\xe4\x93\x02\x14*\x12/v1/{name=zones/*}\x12\x7f\n" +
+	"\x13AcceptZoneDeletions\x12#.dkim.v1.AcceptZoneDeletionsRequest\x1a\r.dkim.v1.Zone\"4\xdaA\x04name\x82\xd3\xe4\x93\x02':\x01*\"\"/v1/{name=zones/*}:acceptDeletions\x12q\n" +
 	"\n" +
-	"ExportZone\x12\x1a.dkim.v1.ExportZoneRequest\x1a\x1b.dkim.v1.ExportZoneResponse\"\a\xdaA\x04name0\x01\x12M\n" +
-	"\vCreateBrand\x12\x1b.dkim.v1.CreateBrandRequest\x1a\x0e.dkim.v1.Brand\"\x11\xdaA\x0ebrand,brand_id\x12=\n" +
-	"\bGetBrand\x12\x18.dkim.v1.GetBrandRequest\x1a\x0e.dkim.v1.Brand\"\a\xdaA\x04name\x12E\n" +
+	"ExportZone\x12\x1a.dkim.v1.ExportZoneRequest\x1a\x1b.dkim.v1.ExportZoneResponse\"(\xdaA\x04name\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/{name=zones/*}:export0\x01\x12f\n" +
+	"\vCreateBrand\x12\x1b.dkim.v1.CreateBrandRequest\x1a\x0e.dkim.v1.Brand\"*\xdaA\x0ebrand,brand_id\x82\xd3\xe4\x93\x02\x13:\x05brand\"\n" +
+	"/v1/brands\x12X\n" +
+	"\bGetBrand\x12\x18.dkim.v1.GetBrandRequest\x1a\x0e.dkim.v1.Brand\"\"\xdaA\x04name\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/{name=brands/*}\x12Y\n" +
 	"\n" +
-	"ListBrands\x12\x1a.dkim.v1.ListBrandsRequest\x1a\x1b.dkim.v1.ListBrandsResponse\x12P\n" +
-	"\vUpdateBrand\x12\x1b.dkim.v1.UpdateBrandRequest\x1a\x0e.dkim.v1.Brand\"\x14\xdaA\x11brand,update_mask\x12K\n" +
-	"\vDeleteBrand\x12\x1b.dkim.v1.DeleteBrandRequest\x1a\x16.google.protobuf.Empty\"\a\xdaA\x04name\x12L\n" +
-	"\x0fProvisionDomain\x12\x1f.dkim.v1.ProvisionDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12@\n" +
-	"\tGetDomain\x12\x19.dkim.v1.GetDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12S\n" +
-	"\vListDomains\x12\x1b.dkim.v1.ListDomainsRequest\x1a\x1c.dkim.v1.ListDomainsResponse\"\t\xdaA\x06parent\x12T\n" +
-	"\fUpdateDomain\x12\x1c.dkim.v1.UpdateDomainRequest\x1a\x0f.dkim.v1.Domain\"\x15\xdaA\x12domain,update_mask\x12F\n" +
-	"\fDeleteDomain\x12\x1c.dkim.v1.DeleteDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12Q\n" +
-	"\vCheckDomain\x12\x1b.dkim.v1.CheckDomainRequest\x1a\x1c.dkim.v1.CheckDomainResponse\"\a\xdaA\x04name\x12F\n" +
-	"\fRotateDomain\x12\x1c.dkim.v1.RotateDomainRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12X\n" +
-	"\fPlanRotation\x12\x1c.dkim.v1.PlanRotationRequest\x1a\x1d.dkim.v1.PlanRotationResponse\"\t\xdaA\x06parent0\x01\x12b\n" +
-	"\x10ListDomainEvents\x12 .dkim.v1.ListDomainEventsRequest\x1a!.dkim.v1.ListDomainEventsResponse\"\t\xdaA\x06parent\x12M\n" +
-	"\fWatchDomains\x12\x1c.dkim.v1.WatchDomainsRequest\x1a\x1d.dkim.v1.WatchDomainsResponse0\x01\x12J\n" +
-	"\bListKeys\x12\x18.dkim.v1.ListKeysRequest\x1a\x19.dkim.v1.ListKeysResponse\"\t\xdaA\x06parent\x127\n" +
-	"\x06GetKey\x12\x16.dkim.v1.GetKeyRequest\x1a\f.dkim.v1.Key\"\a\xdaA\x04name\x12U\n" +
+	"ListBrands\x12\x1a.dkim.v1.ListBrandsRequest\x1a\x1b.dkim.v1.ListBrandsResponse\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
+	"/v1/brands\x12x\n" +
+	"\vUpdateBrand\x12\x1b.dkim.v1.UpdateBrandRequest\x1a\x0e.dkim.v1.Brand\"<\xdaA\x11brand,update_mask\x82\xd3\xe4\x93\x02\":\x05brand2\x19/v1/{brand.name=brands/*}\x12f\n" +
+	"\vDeleteBrand\x12\x1b.dkim.v1.DeleteBrandRequest\x1a\x16.google.protobuf.Empty\"\"\xdaA\x04name\x82\xd3\xe4\x93\x02\x15*\x13/v1/{name=brands/*}\x12~\n" +
+	"\x0fProvisionDomain\x12\x1f.dkim.v1.ProvisionDomainRequest\x1a\x0f.dkim.v1.Domain\"9\xdaA\x04name\x82\xd3\xe4\x93\x02,:\x01*\"'/v1/{name=brands/*/domains/*}:provision\x12e\n" +
+	"\tGetDomain\x12\x19.dkim.v1.GetDomainRequest\x1a\x0f.dkim.v1.Domain\",\xdaA\x04name\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=brands/*/domains/*}\x12x\n" +
+	"\vListDomains\x12\x1b.dkim.v1.ListDomainsRequest\x1a\x1c.dkim.v1.ListDomainsResponse\".\xdaA\x06parent\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=brands/*}/domains\x12\x83\x01\n" +
+	"\fUpdateDomain\x12\x1c.dkim.v1.UpdateDomainRequest\x1a\x0f.dkim.v1.Domain\"D\xdaA\x12domain,update_mask\x82\xd3\xe4\x93\x02):\x01*2$/v1/{domain.name=brands/*/domains/*}\x12k\n" +
+	"\fDeleteDomain\x12\x1c.dkim.v1.DeleteDomainRequest\x1a\x0f.dkim.v1.Domain\",\xdaA\x04name\x82\xd3\xe4\x93\x02\x1f*\x1d/v1/{name=brands/*/domains/*}\x12\x7f\n" +
+	"\vCheckDomain\x12\x1b.dkim.v1.CheckDomainRequest\x1a\x1c.dkim.v1.CheckDomainResponse\"5\xdaA\x04name\x82\xd3\xe4\x93\x02(:\x01*\"#/v1/{name=brands/*/domains/*}:check\x12u\n" +
+	"\fRotateDomain\x12\x1c.dkim.v1.RotateDomainRequest\x1a\x0f.dkim.v1.Domain\"6\xdaA\x04name\x82\xd3\xe4\x93\x02):\x01*\"$/v1/{name=brands/*/domains/*}:rotate\x12\x8a\x01\n" +
+	"\fPlanRotation\x12\x1c.dkim.v1.PlanRotationRequest\x1a\x1d.dkim.v1.PlanRotationResponse\";\xdaA\x06parent\x82\xd3\xe4\x93\x02,\x12*/v1/{parent=brands/*}/domains:planRotation0\x01\x12\x90\x01\n" +
+	"\x10ListDomainEvents\x12 .dkim.v1.ListDomainEventsRequest\x1a!.dkim.v1.ListDomainEventsResponse\"7\xdaA\x06parent\x82\xd3\xe4\x93\x02(\x12&/v1/{parent=brands/*/domains/*}/events\x12z\n" +
+	"\fWatchDomains\x12\x1c.dkim.v1.WatchDomainsRequest\x1a\x1d.dkim.v1.WatchDomainsResponse\"+\x82\xd3\xe4\x93\x02%\x12#/v1/{parent=brands/*}/domains:watch0\x01\x12v\n" +
+	"\bListKeys\x12\x18.dkim.v1.ListKeysRequest\x1a\x19.dkim.v1.ListKeysResponse\"5\xdaA\x06parent\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=brands/*/domains/*}/keys\x12c\n" +
+	"\x06GetKey\x12\x16.dkim.v1.GetKeyRequest\x1a\f.dkim.v1.Key\"3\xdaA\x04name\x82\xd3\xe4\x93\x02&\x12$/v1/{name=brands/*/domains/*/keys/*}\x12\x8c\x01\n" +
 	"\n" +
-	"PublishKey\x12\x1a.dkim.v1.PublishKeyRequest\x1a\f.dkim.v1.Key\"\x1d\xdaA\x1aparent,selector,public_key\x12k\n" +
-	"\x10BatchPublishKeys\x12 .dkim.v1.BatchPublishKeysRequest\x1a!.dkim.v1.BatchPublishKeysResponse\"\x12\xdaA\x0fparent,requests\x12@\n" +
-	"\tDeleteKey\x12\x19.dkim.v1.DeleteKeyRequest\x1a\x0f.dkim.v1.Domain\"\a\xdaA\x04name\x12K\n" +
-	"\tRevokeKey\x12\x19.dkim.v1.RevokeKeyRequest\x1a\x1a.dkim.v1.RevokeKeyResponse\"\a\xdaA\x04name\x12L\n" +
-	"\tGetSigner\x12\x19.dkim.v1.GetSignerRequest\x1a\x1b.dkim.v1.SignerRegistration\"\a\xdaA\x04name\x12H\n" +
-	"\vListSigners\x12\x1b.dkim.v1.ListSignersRequest\x1a\x1c.dkim.v1.ListSignersResponse\x12M\n" +
-	"\fDeleteSigner\x12\x1c.dkim.v1.DeleteSignerRequest\x1a\x16.google.protobuf.Empty\"\a\xdaA\x04nameB1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
+	"PublishKey\x12\x1a.dkim.v1.PublishKeyRequest\x1a\f.dkim.v1.Key\"T\xdaA\x1aparent,selector,public_key\x82\xd3\xe4\x93\x021:\x01*\",/v1/{parent=brands/*/domains/*}/keys:publish\x12\x9d\x01\n" +
+	"\x10BatchPublishKeys\x12 .dkim.v1.BatchPublishKeysRequest\x1a!.dkim.v1.BatchPublishKeysResponse\"D\xdaA\x0fparent,requests\x82\xd3\xe4\x93\x02,:\x01*\"'/v1/{parent=brands/*}/keys:batchPublish\x12l\n" +
+	"\tDeleteKey\x12\x19.dkim.v1.DeleteKeyRequest\x1a\x0f.dkim.v1.Domain\"3\xdaA\x04name\x82\xd3\xe4\x93\x02&*$/v1/{name=brands/*/domains/*/keys/*}\x12\x81\x01\n" +
+	"\tRevokeKey\x12\x19.dkim.v1.RevokeKeyRequest\x1a\x1a.dkim.v1.RevokeKeyResponse\"=\xdaA\x04name\x82\xd3\xe4\x93\x020:\x01*\"+/v1/{name=brands/*/domains/*/keys/*}:revoke\x12h\n" +
+	"\tGetSigner\x12\x19.dkim.v1.GetSignerRequest\x1a\x1b.dkim.v1.SignerRegistration\"#\xdaA\x04name\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/{name=signers/*}\x12]\n" +
+	"\vListSigners\x12\x1b.dkim.v1.ListSignersRequest\x1a\x1c.dkim.v1.ListSignersResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/v1/signers\x12i\n" +
+	"\fDeleteSigner\x12\x1c.dkim.v1.DeleteSignerRequest\x1a\x16.google.protobuf.Empty\"#\xdaA\x04name\x82\xd3\xe4\x93\x02\x16*\x14/v1/{name=signers/*}B1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
 
 var (
 	file_dkim_v1_key_management_proto_rawDescOnce sync.Once

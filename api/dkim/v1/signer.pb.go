@@ -838,7 +838,7 @@ var File_dkim_v1_signer_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_signer_proto_rawDesc = "" +
 	"\n" +
-	"\x14dkim/v1/signer.proto\x12\adkim.v1\x1a\x17dkim/v1/resources.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x03\n" +
+	"\x14dkim/v1/signer.proto\x12\adkim.v1\x1a\x17dkim/v1/resources.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x03\n" +
 	"\x12SignerRegistration\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12,\n" +
 	"\x05brand\x18\x02 \x01(\tB\x16\xe0A\x01\xfaA\x10\n" +
@@ -900,11 +900,11 @@ const file_dkim_v1_signer_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"B\n" +
 	"\x13DeleteSignerRequest\x12+\n" +
 	"\x04name\x18\x01 \x01(\tB\x17\xe0A\x02\xfaA\x11\n" +
-	"\x0fdkimzone/SignerR\x04name2\x83\x02\n" +
-	"\x06Signer\x12M\n" +
-	"\x0eRegisterSigner\x12\x1e.dkim.v1.RegisterSignerRequest\x1a\x1b.dkim.v1.SignerRegistration\x12B\n" +
-	"\tReportUse\x12\x19.dkim.v1.ReportUseRequest\x1a\x1a.dkim.v1.ReportUseResponse\x12f\n" +
-	"\x12ResolveSigningKeys\x12\".dkim.v1.ResolveSigningKeysRequest\x1a#.dkim.v1.ResolveSigningKeysResponse\"\a\xdaA\x04nameB1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
+	"\x0fdkimzone/SignerR\x04name2\xff\x02\n" +
+	"\x06Signer\x12n\n" +
+	"\x0eRegisterSigner\x12\x1e.dkim.v1.RegisterSignerRequest\x1a\x1b.dkim.v1.SignerRegistration\"\x1f\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/signers:register\x12d\n" +
+	"\tReportUse\x12\x19.dkim.v1.ReportUseRequest\x1a\x1a.dkim.v1.ReportUseResponse\" \x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1/signers:reportUse\x12\x9e\x01\n" +
+	"\x12ResolveSigningKeys\x12\".dkim.v1.ResolveSigningKeysRequest\x1a#.dkim.v1.ResolveSigningKeysResponse\"?\xdaA\x04name\x82\xd3\xe4\x93\x022\x120/v1/{name=brands/*/domains/*}:resolveSigningKeysB1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
 
 var (
 	file_dkim_v1_signer_proto_rawDescOnce sync.Once
