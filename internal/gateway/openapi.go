@@ -5,6 +5,8 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // descriptionPath is where the description of all faces is, in OpenAPI 2.0.
@@ -27,6 +29,7 @@ func description() ([]byte, error) {
 	if err := json.Unmarshal(written, &more); err != nil {
 		return nil, fmt.Errorf("faces.json: %w", err)
 	}
+	withoutAbsent(doc)
 	for name, member := range more {
 		have, isObject := doc[name].(map[string]any)
 		add, ok := member.(map[string]any)
@@ -41,9 +44,29 @@ func description() ([]byte, error) {
 			have[k] = v
 		}
 	}
-	var out bytes.Buffer
+	var out bytes.Buffer // for an encoder that leaves < and > alone
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false)
 	err := enc.Encode(doc)
 	return out.Bytes(), err
+}
+
+// withoutAbsent takes out the path parameters that the generator makes of a name
+// which is all literal, as in {name=keyEncryption}.
+func withoutAbsent(doc map[string]any) {
+	paths, _ := doc["paths"].(map[string]any)
+	for path, item := range paths {
+		operations, _ := item.(map[string]any)
+		for _, operation := range operations {
+			op, _ := operation.(map[string]any)
+			parameters, _ := op["parameters"].([]any)
+			parameters = slices.DeleteFunc(parameters, func(parameter any) bool {
+				p, _ := parameter.(map[string]any)
+				return p["in"] == "path" && !strings.Contains(path, fmt.Sprintf("{%s}", p["name"]))
+			})
+			if op["parameters"] != nil {
+				op["parameters"] = parameters
+			}
+		}
+	}
 }
