@@ -85,6 +85,7 @@ admin certificates (<data-dir>/pki), and the client configuration
 	o.KEK.add(f, "`URL` of the key-encryption key (default file://<data-dir>/kek.key, made on the first start)")
 	listenFlags(f, &o.Listen)
 	o.Access.add(f)
+	o.Guard.add(f)
 	o.Checks.add(f)
 	logs.add(f)
 	return cmd
@@ -130,6 +131,7 @@ by CoreDNS nodes with the dkim plugin.`,
 	o.KEK.add(f, "`URL` of the key-encryption key: file:///path, made by `dkimd pki kek`, or that of a KMS (docs/custody.md)")
 	listenFlags(f, &o.Listen)
 	o.Access.add(f)
+	o.Guard.add(f)
 	o.Checks.add(f)
 	logs.add(f)
 	return cmd

@@ -18,6 +18,7 @@ type Serve struct {
 	KEK                       KEK
 	Listen
 	Access Access
+	Guard  Guard
 	Checks Checks
 	Logger *slog.Logger
 	// Started, if not nil, is called with the bound addresses once all serve.
@@ -31,6 +32,11 @@ func (o Serve) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	guard, err := o.Guard.open(o.Logger)
+	if err != nil {
+		return err
+	}
+	defer guard.close()
 	dns, err := o.Checks.prober(nil)
 	if err != nil {
 		return err
@@ -45,7 +51,7 @@ func (o Serve) Run(ctx context.Context) error {
 		return err
 	}
 	defer bound.close()
-	backend, err := newBackend(ctx, client, o.KEK, o.Access, dns, o.Logger)
+	backend, err := newBackend(ctx, client, o.KEK, o.Access, guard, dns, o.Logger)
 	if err != nil {
 		return err
 	}

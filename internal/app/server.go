@@ -101,6 +101,7 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 func (s *servers) unary(b *backend) []grpc.UnaryServerInterceptor {
 	return []grpc.UnaryServerInterceptor{
 		countUnary, service.UnaryInterceptor(s.logger), authn.TagUnary, b.authn.UnaryInterceptor, authz.UnaryInterceptor,
+		b.guard.limiter.Unary(),
 	}
 }
 
@@ -108,6 +109,7 @@ func (s *servers) unary(b *backend) []grpc.UnaryServerInterceptor {
 func (s *servers) stream(b *backend) []grpc.StreamServerInterceptor {
 	return []grpc.StreamServerInterceptor{
 		countStream, endStreams(s.stopping), service.StreamInterceptor(s.logger), authn.TagStream, b.authn.StreamInterceptor, authz.StreamInterceptor,
+		b.guard.limiter.Stream(),
 	}
 }
 
