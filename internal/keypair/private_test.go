@@ -125,6 +125,10 @@ func TestParsePrivateKeyRefuses(t *testing.T) {
 	other := randomPrime(t, 1024)
 	near, next := closePrimes(t, 1024)
 	far := prime(new(big.Int).Add(new(big.Int).Add(near, new(big.Int).Lsh(big.NewInt(1), 900)), big.NewInt(2)), big.NewInt(2))
+	composite := new(big.Int)
+	for composite.Bit(1023)+composite.Bit(1022) < 2 { // as large as a prime would be
+		composite = product(randomPrime(t, 512), randomPrime(t, 512))
+	}
 	curve, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -189,7 +193,7 @@ func TestParsePrivateKeyRefuses(t *testing.T) {
 		{"neighbours", of(near, next), keypair.ReasonClosePrimes},
 		{"too close for FIPS 186-5", of(near, far), keypair.ReasonClosePrimes},
 		{"primes of unequal size", of(randomPrime(t, 1100), randomPrime(t, 948)), keypair.ReasonBadPrimes},
-		{"not a prime", of(product(randomPrime(t, 512), randomPrime(t, 512)), q), keypair.ReasonBadPrimes},
+		{"not a prime", of(composite, q), keypair.ReasonBadPrimes},
 		{"exponent that does not suit", of(unsuited, q), keypair.ReasonBadPrimes},
 		{"three primes", change(func(n *numbers) { n.Version = 1 }), keypair.ReasonMultiPrime},
 		{"another modulus", change(func(n *numbers) { n.N = product(p, other) }), keypair.ReasonMismatch},
