@@ -118,6 +118,7 @@ func (b *backend) register(r grpc.ServiceRegistrar) {
 	dkimv1.RegisterKeyManagementServer(r, b.api)
 	dkimv1.RegisterSignerServer(r, b.api)
 	dkimv1.RegisterAccessControlServer(r, b.access)
+	dkimv1.RegisterCallersServer(r, service.Callers{})
 	dkimv1.RegisterCustodyServer(r, service.NewCustody(b.custody))
 }
 

@@ -73,6 +73,8 @@ var want = map[string]string{
 	"AccessControl/ListBrandSecrets":  "AU own parent",
 	"AccessControl/RevokeBrandSecret": "A -",
 
+	"Callers/GetCaller": "ABSU open",
+
 	"Custody/GetKeyEncryption":    "AU -",
 	"Custody/RotateKeyEncryption": "A -",
 

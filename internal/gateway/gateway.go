@@ -57,7 +57,7 @@ func New(o Options) (http.Handler, error) {
 	api := dkimv1.NewKeyManagementClient(conn)
 	return &handler{
 		v1: v1, description: doc, logger: o.Logger,
-		cloud: cloudAPI{api}, records: dnsRecords{api},
+		cloud: cloudAPI{api}, records: dnsRecords{api, dkimv1.NewCallersClient(conn)},
 	}, nil
 }
 
@@ -88,6 +88,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := out.Header()
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
+	if len(r.TransferEncoding) > 0 && r.ProtoMajor == 1 {
+		// There may have been a length too, which net/http does not show, and a proxy in
+		// front may have gone by that: what follows is no request of this caller.
+		header.Set("Connection", "close")
+	}
 	if r.URL.Path == "/healthz" && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		header.Set("Content-Type", "text/plain; charset=utf-8")
 		fmt.Fprintln(out, "ok")

@@ -21,7 +21,10 @@ const (
 
 // dnsRecords publishes DKIM TXT values that were made elsewhere, as systems do
 // that write DNS records: {domain}/dns_records[/{record}].
-type dnsRecords struct{ api dkimv1.KeyManagementClient }
+type dnsRecords struct {
+	api     dkimv1.KeyManagementClient
+	callers dkimv1.CallersClient
+}
 
 // dnsRecord is a TXT record at a name in the customer's domain. It is served in
 // the provider's zone; the CNAME leads there.
@@ -86,6 +89,13 @@ func (d dnsRecords) parent(r *http.Request, domain, brand string) (string, error
 	}
 	if brand = cmp.Or(brand, query); brand != "" {
 		return domainName(brand, domain), nil
+	}
+	caller, err := d.callers.GetCaller(r.Context(), &dkimv1.GetCallerRequest{})
+	if err != nil {
+		return "", err
+	}
+	if caller.GetBrand() != "" {
+		return domainName(lastPart(caller.GetBrand()), domain), nil
 	}
 	return "", refuse(codes.InvalidArgument, "BRAND_NEEDED", "brand: name it in the query, since the caller has no brand of its own")
 }

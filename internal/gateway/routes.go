@@ -46,6 +46,7 @@ func newRoutes(conn grpc.ClientConnInterface) (http.Handler, error) {
 		routes.RegisterKeyManagementHandlerClient(ctx, mux, dkimv1.NewKeyManagementClient(conn)),
 		routes.RegisterSignerHandlerClient(ctx, mux, dkimv1.NewSignerClient(conn)),
 		routes.RegisterAccessControlHandlerClient(ctx, mux, dkimv1.NewAccessControlClient(conn)),
+		routes.RegisterCallersHandlerClient(ctx, mux, dkimv1.NewCallersClient(conn)),
 		routes.RegisterCustodyHandlerClient(ctx, mux, dkimv1.NewCustodyClient(conn)),
 	)
 }
