@@ -68,7 +68,17 @@ func (s *Store) ApplyBatch(ctx context.Context, changes []Change) []Result {
 	if len(changes) == 0 {
 		return results
 	}
-	groups, single, err := s.groups(ctx, changes)
+	defer func() {
+		for i, r := range results {
+			s.tellChange(ctx, changes[i], r.Domain, r.Err)
+		}
+	}()
+	var groups []*group
+	var single []int
+	err := s.ready()
+	if err == nil {
+		groups, single, err = s.groups(ctx, changes)
+	}
 	if err != nil {
 		for i := range results {
 			results[i].Err = err
@@ -96,7 +106,7 @@ func (s *Store) ApplyBatch(ctx context.Context, changes []Change) []Result {
 		case errors.Is(results[i].Err, errAlone) && broken != nil:
 			results[i].Err = broken
 		case errors.Is(results[i].Err, errAlone):
-			results[i].Domain, results[i].Err = s.Apply(ctx, changes[i])
+			results[i].Domain, results[i].Err = s.apply(ctx, changes[i])
 		}
 		if err := results[i].Err; errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
 			broken = err

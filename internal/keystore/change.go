@@ -80,6 +80,15 @@ const maxTxnOps = 128
 // With the domain goes a due entry: one for its status, if there is one in the
 // change, else one beside that which the domain has.
 func (s *Store) Apply(ctx context.Context, c Change) (Domain, error) {
+	if err := s.ready(); err != nil {
+		return Domain{}, err
+	}
+	d, err := s.apply(ctx, c)
+	s.tellChange(ctx, c, d, err)
+	return d, err
+}
+
+func (s *Store) apply(ctx context.Context, c Change) (Domain, error) {
 	for range labelRaces {
 		d, again, err := s.tryApply(ctx, c)
 		if !again {
@@ -404,13 +413,6 @@ func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selecto
 	}
 	_, err := s.admit(ctx, d, selectors)
 	return err
-}
-
-// FingerprintClaimed reports whether a public key stands under some name of a
-// zone, or was disclosed. It never tells where.
-func (s *Store) FingerprintClaimed(ctx context.Context, zone dnsname.Zone, fingerprint [schema.FingerprintLen]byte) (bool, error) {
-	resp, err := s.get(ctx, schema.FingerprintKey(string(zone), fingerprint[:]), clientv3.WithKeysOnly())
-	return err == nil && len(resp.Kvs) > 0, err
 }
 
 // admit tells whether d may have new keys in the given selectors, and returns

@@ -21,6 +21,15 @@ import (
 //
 // Due entries of changes that nobody looked at may stay, for DropDue.
 func (s *Store) DeleteDomain(ctx context.Context, d Domain, now time.Time, events ...Event) (int64, error) {
+	if err := s.ready(); err != nil {
+		return 0, err
+	}
+	revision, err := s.deleteDomain(ctx, d, now, events)
+	s.tell(ctx, Witnessed{Brand: d.Brand, Domain: d.Name, Revision: revision, Events: events}, err)
+	return revision, err
+}
+
+func (s *Store) deleteDomain(ctx context.Context, d Domain, now time.Time, events []Event) (int64, error) {
 	domainKey := schema.DomainKey(d.Brand, string(d.Name))
 	ops, err := s.planDeletion(ctx, d, now, events)
 	if err != nil {

@@ -112,7 +112,15 @@ func (s *Store) RetainedKeys(ctx context.Context, brand string, after Retained, 
 
 // DropRetained deletes all retained keys of a brand: they will not be disclosed.
 func (s *Store) DropRetained(ctx context.Context, brand string) error {
-	_, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpDelete(schema.RetainedPrefix(brand), clientv3.WithPrefix())}, nil)
+	if err := s.ready(); err != nil {
+		return err
+	}
+	resp, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpDelete(schema.RetainedPrefix(brand), clientv3.WithPrefix())}, nil)
+	w := Witnessed{Brand: brand, Events: []Event{{Action: "DROP_RETAINED"}}}
+	if err == nil {
+		w.Revision = resp.Header.Revision
+	}
+	s.tell(ctx, w, err)
 	return err
 }
 
@@ -139,6 +147,9 @@ func (s *Store) Disclose(ctx context.Context, b Brand, r Retained, private []byt
 	if err != nil {
 		return fmt.Errorf("disclosed key %s of %s: %w", r.KeyID, r.Domain, err)
 	}
+	if err := s.ready(); err != nil {
+		return err
+	}
 	retainedKey, brandKey := schema.RetainedKey(r.Brand, string(r.Domain), r.KeyID), schema.BrandKey(b.Name)
 	fingerprintKey := schema.FingerprintKey(string(b.Zone), r.Fingerprint[:])
 	resp, err := s.fencedTxn(ctx, fence,
@@ -149,10 +160,16 @@ func (s *Store) Disclose(ctx context.Context, b Brand, r Retained, private []byt
 			clientv3.OpDelete(retainedKey),
 		},
 		[]clientv3.Op{clientv3.OpGet(retainedKey, clientv3.WithKeysOnly()), clientv3.OpGet(brandKey, clientv3.WithKeysOnly())})
+	w := Witnessed{Brand: r.Brand, Domain: r.Domain, Events: []Event{{
+		Action: "DISCLOSE", KeyID: r.KeyID, Selector: r.Selector, Algorithm: r.Algorithm,
+	}}}
 	if err != nil {
+		s.tell(ctx, w, err)
 		return err
 	}
 	if resp.Succeeded {
+		w.Revision = resp.Header.Revision
+		s.tell(ctx, w, nil)
 		return nil
 	}
 	kept, brand := readAt(resp, 0), readAt(resp, 1)

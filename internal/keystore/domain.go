@@ -44,10 +44,7 @@ type Selector = rotation.Selector
 // Key is a key of a domain, without key material.
 type Key struct {
 	rotation.Key
-	Testing bool // published with t=y
-	// Imported says that the private half was made elsewhere: its public half may
-	// stand at other names, in the customers' own DNS.
-	Imported    bool
+	Testing     bool // published with t=y
 	Fingerprint [schema.FingerprintLen]byte
 }
 
@@ -130,7 +127,6 @@ func (d *Domain) marshal() ([]byte, error) {
 			RetireTimeMicros:   schema.Micros(k.RetireTime),
 			RevokeTimeMicros:   schema.Micros(k.RevokeTime),
 			Compromised:        k.Compromised,
-			Imported:           k.Imported,
 		})
 	}
 	b, err := proto.Marshal(v)
@@ -206,7 +202,6 @@ func keyFrom(p *schemapb.Key) (Key, error) {
 			Compromised:  p.GetCompromised(),
 		},
 		Testing:     p.GetTesting(),
-		Imported:    p.GetImported(),
 		Fingerprint: [schema.FingerprintLen]byte(p.GetFingerprint()),
 	}, nil
 }

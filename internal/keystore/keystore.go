@@ -55,6 +55,7 @@ type Store struct {
 	client   Client
 	timeout  time.Duration
 	counting [64]chan struct{} // see enter
+	witness  Witness           // may be nil
 }
 
 // New returns a Store on client. Each call to etcd ends after timeout, at most.

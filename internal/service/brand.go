@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/audit"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/rotation"
@@ -162,6 +163,7 @@ func (s *Service) UpdateBrand(ctx context.Context, req *dkimv1.UpdateBrandReques
 		if slices.Contains(paths, "zone") && req.GetBrand().GetZone() != "zones/"+string(b.Zone) {
 			return nil, invalid("brand.zone", "IMMUTABLE_FIELD", "a brand stays in its zone, where its customers' CNAMEs point: create another brand there")
 		}
+		audit.Before(ctx, brandSettings(b))
 		if err := setBrand(&b, req.GetBrand(), paths); err != nil {
 			return nil, err
 		}
@@ -194,6 +196,7 @@ func (s *Service) DeleteBrand(ctx context.Context, req *dkimv1.DeleteBrandReques
 		if err != nil {
 			return nil, err
 		}
+		audit.Before(ctx, brandSettings(b))
 		err = s.store.DeleteBrand(ctx, b, own...)
 		if err == nil {
 			return &emptypb.Empty{}, nil
@@ -298,9 +301,9 @@ func modeMessage(m rotation.Mode) dkimv1.SigningMode {
 	return dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN
 }
 
-// brandMessage is a brand with its own key domains, as far as they are there.
-func (s *Service) brandMessage(ctx context.Context, b keystore.Brand) (*dkimv1.Brand, error) {
-	m := &dkimv1.Brand{
+// brandSettings is a brand without its own key domains.
+func brandSettings(b keystore.Brand) *dkimv1.Brand {
+	return &dkimv1.Brand{
 		Name:           "brands/" + b.Name,
 		Zone:           "zones/" + string(b.Zone),
 		DisplayName:    b.DisplayName,
@@ -311,6 +314,11 @@ func (s *Service) brandMessage(ctx context.Context, b keystore.Brand) (*dkimv1.B
 		Disclosure:     disclosureMessage(b.Disclosure),
 		MaxDomains:     b.MaxDomains,
 	}
+}
+
+// brandMessage is a brand with its own key domains, as far as they are there.
+func (s *Service) brandMessage(ctx context.Context, b keystore.Brand) (*dkimv1.Brand, error) {
+	m := brandSettings(b)
 	if b.MaxDomains != 0 {
 		var err error
 		if m.DomainCount, err = s.store.CustomerDomains(ctx, b.Name); err != nil {

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/audit"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 )
@@ -30,6 +31,7 @@ func (s *Service) UpdateDomain(ctx context.Context, req *dkimv1.UpdateDomainRequ
 		return nil, err
 	}
 	d, err := s.changeKnown(ctx, n, req.GetDomain().GetEtag(), func(d keystore.Domain) (*keystore.Change, error) {
+		audit.Before(ctx, &dkimv1.Domain{RotationPolicy: overrideMessage(d.Policy)})
 		change := &keystore.Change{Actor: actor(ctx)}
 		if len(paths) > 0 {
 			if err := setPolicy(&d.Policy, req.GetDomain().GetRotationPolicy(), "domain", paths); err != nil {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/audit"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/schema"
@@ -125,6 +126,7 @@ func (s *Service) changeZone(ctx context.Context, resource, etag string, change 
 		if err := checkETag(etag, z.ETag()); err != nil {
 			return nil, err
 		}
+		audit.Before(ctx, zoneMessage(z))
 		if err := change(&z); err != nil {
 			return nil, err
 		}
@@ -148,6 +150,7 @@ func (s *Service) DeleteZone(ctx context.Context, req *dkimv1.DeleteZoneRequest)
 	if err := checkETag(req.GetEtag(), z.ETag()); err != nil {
 		return nil, err
 	}
+	audit.Before(ctx, zoneMessage(z))
 	if err := s.store.DeleteZone(ctx, z); err != nil {
 		return nil, storeFailure(err)
 	}
