@@ -71,7 +71,7 @@ admin certificates (<data-dir>/pki), and the client configuration
 			if err != nil {
 				return err
 			}
-			o.Logger, o.Out = logger, cmd.OutOrStdout()
+			o.Logger, o.Out, o.Audit.Out = logger, cmd.OutOrStdout(), cmd.OutOrStdout()
 			if err := coredump.Disable(); err != nil {
 				return err
 			}
@@ -85,8 +85,8 @@ admin certificates (<data-dir>/pki), and the client configuration
 	o.KEK.add(f, "`URL` of the key-encryption key (default file://<data-dir>/kek.key, made on the first start)")
 	listenFlags(f, &o.Listen)
 	o.Access.add(f)
-	o.Guard.add(f)
 	o.Checks.add(f)
+	o.Audit.add(f, "audit.log in the data directory")
 	logs.add(f)
 	return cmd
 }
@@ -113,7 +113,7 @@ by CoreDNS nodes with the dkim plugin.`,
 			if err != nil {
 				return err
 			}
-			o.Logger = logger
+			o.Logger, o.Audit.Out = logger, cmd.OutOrStdout()
 			if err := coredump.Disable(); err != nil {
 				return err
 			}
@@ -131,8 +131,8 @@ by CoreDNS nodes with the dkim plugin.`,
 	o.KEK.add(f, "`URL` of the key-encryption key: file:///path, made by `dkimd pki kek`, or that of a KMS (docs/custody.md)")
 	listenFlags(f, &o.Listen)
 	o.Access.add(f)
-	o.Guard.add(f)
 	o.Checks.add(f)
+	o.Audit.add(f, "-")
 	logs.add(f)
 	return cmd
 }

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"github.com/dkimzone/dkimzone/internal/etcdclient"
@@ -18,8 +19,8 @@ type Serve struct {
 	KEK                       KEK
 	Listen
 	Access Access
-	Guard  Guard
 	Checks Checks
+	Audit  Audit
 	Logger *slog.Logger
 	// Started, if not nil, is called with the bound addresses once all serve.
 	Started func(Addresses)
@@ -27,16 +28,11 @@ type Serve struct {
 
 // Run runs until ctx ends, or until something fails. It starts without etcd and
 // is ready once etcd is there.
-func (o Serve) Run(ctx context.Context) error {
+func (o Serve) Run(ctx context.Context) (err error) {
 	tlsConfig, err := pki.ServerTLS(o.CAFile, o.CertFile, o.KeyFile, o.Logger)
 	if err != nil {
 		return err
 	}
-	guard, err := o.Guard.open(o.Logger)
-	if err != nil {
-		return err
-	}
-	defer guard.close()
 	dns, err := o.Checks.prober(nil)
 	if err != nil {
 		return err
@@ -51,11 +47,17 @@ func (o Serve) Run(ctx context.Context) error {
 		return err
 	}
 	defer bound.close()
-	backend, err := newBackend(ctx, client, o.KEK, o.Access, guard, dns, o.Logger)
+	backend, err := newBackend(ctx, client, o.KEK, o.Access, dns, o.Logger)
 	if err != nil {
 		return err
 	}
 	defer backend.close()
+	account, err := o.Audit.open(ctx, "-", o.Logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, account.close()) }()
+	backend.keepAccount(account)
 	srv, err := newServers(bound, tlsConfig, backend, nil, o.Logger)
 	if err != nil {
 		return err

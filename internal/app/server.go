@@ -57,7 +57,7 @@ type servers struct {
 // until run.
 func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []telemetry.Check, logger *slog.Logger, unary ...grpc.UnaryServerInterceptor) (*servers, error) {
 	s := &servers{
-		bound: bound, checks: append([]telemetry.Check{b.storeCheck(), b.sealer.readiness()}, checks...), logger: logger, stopping: make(chan struct{}),
+		bound: bound, checks: append([]telemetry.Check{b.storeCheck(), b.sealer.readiness(), b.account.readiness()}, checks...), logger: logger, stopping: make(chan struct{}),
 	}
 	// REST goes through the same interceptors: see package gateway.
 	unary, stream := append(s.unary(b), unary...), s.stream(b)
@@ -100,16 +100,16 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 // unary are the interceptors that every unary call goes through, in this order.
 func (s *servers) unary(b *backend) []grpc.UnaryServerInterceptor {
 	return []grpc.UnaryServerInterceptor{
-		countUnary, service.UnaryInterceptor(s.logger), authn.TagUnary, b.authn.UnaryInterceptor, authz.UnaryInterceptor,
-		b.guard.limiter.Unary(),
+		countUnary, authn.TagUnary, b.account.auditor.Unary, service.UnaryInterceptor(s.logger), b.authn.UnaryInterceptor, authz.UnaryInterceptor,
+		b.account.auditor.Gate,
 	}
 }
 
 // stream is unary for streams.
 func (s *servers) stream(b *backend) []grpc.StreamServerInterceptor {
 	return []grpc.StreamServerInterceptor{
-		countStream, endStreams(s.stopping), service.StreamInterceptor(s.logger), authn.TagStream, b.authn.StreamInterceptor, authz.StreamInterceptor,
-		b.guard.limiter.Stream(),
+		countStream, endStreams(s.stopping), authn.TagStream, b.account.auditor.Stream, service.StreamInterceptor(s.logger), b.authn.StreamInterceptor,
+		authz.StreamInterceptor, b.account.auditor.GateStream,
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/auditlog"
 	"github.com/dkimzone/dkimzone/internal/authn"
 	"github.com/dkimzone/dkimzone/internal/config"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
@@ -27,7 +28,6 @@ import (
 	"github.com/dkimzone/dkimzone/internal/prober"
 	"github.com/dkimzone/dkimzone/internal/replica"
 	"github.com/dkimzone/dkimzone/internal/schema"
-	"github.com/dkimzone/dkimzone/internal/service"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
 
@@ -39,8 +39,8 @@ type Standalone struct {
 	KEK     KEK    // without a URL: <DataDir>/kek.key, made on the first start
 	Listen
 	Access Access
-	Guard  Guard
 	Checks Checks
+	Audit  Audit
 	Logger *slog.Logger
 	// Out gets the few lines that tell a person how to go on.
 	Out io.Writer
@@ -71,11 +71,6 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
-	guard, err := o.Guard.open(o.Logger)
-	if err != nil {
-		return err
-	}
-	defer guard.close()
 	if err := probeDNS(o.DNS); err != nil {
 		return err
 	}
@@ -101,12 +96,18 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	backend, err := newBackend(ctx, etcd.Client(), kek, o.Access, guard, dns, o.Logger)
+	backend, err := newBackend(ctx, etcd.Client(), kek, o.Access, dns, o.Logger)
 	if err != nil {
 		return err
 	}
 	defer backend.close()
-	if err := ensureZone(ctx, store, backend.api, zone, o.DNS); err != nil {
+	account, err := o.Audit.open(ctx, filepath.Join(dir, "audit.log"), o.Logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, account.close()) }()
+	backend.keepAccount(account)
+	if err := ensureZone(ctx, store, backend, zone, o.DNS); err != nil {
 		return err
 	}
 
@@ -149,7 +150,9 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 		}
 	}()
 	go renewCertificates(ctx, dir, bound, o.Logger)
-	o.greet(zone, addresses)
+	if !o.Audit.toOut("") { // else standard output is for that
+		o.greet(zone, addresses)
+	}
 	if o.Started != nil {
 		o.Started(addresses)
 	}
@@ -177,7 +180,7 @@ func (o Standalone) ownProber() (*prober.Prober, error) {
 
 // ensureZone creates the zone on the first start, with one name server: this
 // process.
-func ensureZone(ctx context.Context, store *keystore.Store, api *service.Service, zone dnsname.Zone, dnsListen string) error {
+func ensureZone(ctx context.Context, store *keystore.Store, b *backend, zone dnsname.Zone, dnsListen string) error {
 	_, err := store.Zone(ctx, zone)
 	if err == nil || !errors.Is(err, keystore.ErrZoneNotFound) {
 		return err
@@ -190,13 +193,15 @@ func ensureZone(ctx context.Context, store *keystore.Store, api *service.Service
 	if err != nil {
 		return fmt.Errorf("--dns-listen: %w; give an IP address, it becomes the address of the zone's name server", err)
 	}
-	_, err = api.CreateZone(ctx, &dkimv1.CreateZoneRequest{ZoneId: string(zone), Zone: &dkimv1.Zone{
+	created, err := b.api.CreateZone(ctx, &dkimv1.CreateZoneRequest{ZoneId: string(zone), Zone: &dkimv1.Zone{
 		NameServers: []*dkimv1.NameServer{{Host: "ns1." + string(zone), Addresses: []string{addr.String()}}},
 	}})
 	if err != nil {
 		return fmt.Errorf("--zone: %w", err)
 	}
-	return nil
+	return b.account.auditor.Record(ctx, auditlog.Entry{
+		Who: auditlog.Who{Name: "dkimd"}, Call: "dkimd/create-zone", Resource: created.GetName(), Outcome: "OK", Revision: created.GetRevision(),
+	})
 }
 
 // ensureKeyFile returns the URL of the key-encryption key in the data directory.

@@ -70,11 +70,16 @@ var longLines = sync.OnceFunc(yaml.FutureLineWrap)
 
 // yamlText is the JSON form in YAML, fields in the same order.
 func yamlText(m proto.Message) ([]byte, error) {
-	longLines()
 	raw, err := jsonText(m, "", "")
 	if err != nil {
 		return nil, err
 	}
+	return yamlOf(raw)
+}
+
+// yamlOf is JSON in YAML.
+func yamlOf(raw []byte) ([]byte, error) {
+	longLines()
 	var fields yaml.MapSlice
 	if err := yaml.Unmarshal(raw, &fields); err != nil {
 		return nil, fmt.Errorf("print as YAML: %w", err)
