@@ -97,7 +97,9 @@ func (a *account) close() error {
 	a.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	return a.log.Close(ctx)
+	err := a.log.Close(ctx)
+	a.auditor.TellHead(ctx)
+	return err
 }
 
 // readiness is that of the log: without it dkimd only reads.

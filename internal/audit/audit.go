@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
@@ -48,6 +49,7 @@ type Auditor struct {
 	now      func() time.Time
 	logger   *slog.Logger
 	refusals *refusals
+	told     atomic.Pointer[auditlog.Position]
 }
 
 // New returns an Auditor. Its Run must be running.
@@ -210,17 +212,15 @@ func (a *Auditor) Run(ctx context.Context) {
 	windows, heads := time.NewTicker(refusalWindow), time.NewTicker(headInterval)
 	defer windows.Stop()
 	defer heads.Stop()
-	var told auditlog.Position
 	for {
 		select {
 		case <-ctx.Done():
 			a.tellRefusals()
-			a.tellHead(ctx, &told)
 			return
 		case <-windows.C:
 			a.tellRefusals()
 		case <-heads.C:
-			a.tellHead(ctx, &told)
+			a.TellHead(ctx)
 		}
 	}
 }
@@ -231,12 +231,13 @@ func (a *Auditor) tellRefusals() {
 	}
 }
 
-func (a *Auditor) tellHead(ctx context.Context, told *auditlog.Position) {
+// TellHead writes the head of the log into that of the process, unless it did
+// already.
+func (a *Auditor) TellHead(ctx context.Context) {
 	head := a.sink.Head()
-	if head == *told {
+	if told := a.told.Swap(&head); told != nil && *told == head {
 		return
 	}
-	*told = head
 	a.logger.LogAttrs(ctx, slog.LevelInfo, "head of the audit log",
 		slog.String("chain", head.Chain), slog.Uint64("line", head.Seq), slog.String("hash", head.Hash.String()))
 }
