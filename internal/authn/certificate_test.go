@@ -167,9 +167,9 @@ func TestCallersWithoutTLS(t *testing.T) {
 
 // The identity of callers over real connections with real chains.
 func TestCallersOverTLS(t *testing.T) {
-	now := time.Now()
+	at := time.Now()
 	newCA := func() *pki.CA {
-		ca, err := pki.EnsureCA(t.TempDir(), now)
+		ca, err := pki.EnsureCA(t.TempDir(), at)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,20 +178,20 @@ func TestCallersOverTLS(t *testing.T) {
 	ours, foreign := newCA(), newCA()
 	type pair struct{ cert, key string }
 	client := func(ca *pki.CA, role string) pair {
-		cert, key, err := ca.EnsureClient(role, pki.Identity{Role: role, Name: "alice"}, now)
+		cert, key, err := ca.EnsureClient(role, pki.Identity{Role: role, Name: "alice"}, at)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return pair{cert, key}
 	}
-	roleless, rolelessKey, err := ours.EnsurePeer("peer", []string{"localhost"}, now)
+	roleless, rolelessKey, err := ours.EnsurePeer("peer", []string{"localhost"}, at)
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	store := newStore(t)
-	store.now = now
-	token := store.token(t, keystore.Token{Role: "auditor", Name: "eve", ExpireTime: now.Add(time.Hour)})
+	store.now = at
+	token := store.token(t, keystore.Token{Role: "auditor", Name: "eve", ExpireTime: at.Add(time.Hour)})
 	a := store.authenticator(nil)
 	var seen authn.Caller
 	var seenErr error
