@@ -102,6 +102,7 @@ type backend struct {
 	api    *service.Service
 	authn  *authn.Authenticator
 	access *service.Access
+	guard  *guard
 	// custody changes what keys are sealed with.
 	custody *custody.Custody
 
@@ -118,7 +119,7 @@ func (b *backend) keepAccount(a *account) {
 // newBackend opens the key-encryption key, makes sure that it is the one that
 // the stored data keys were wrapped with, later if etcd or the key's keeper does
 // not answer now, and starts to generate keys.
-func newBackend(ctx context.Context, client keystore.Client, kek KEK, access Access, p *prober.Prober, logger *slog.Logger) (*backend, error) {
+func newBackend(ctx context.Context, client keystore.Client, kek KEK, access Access, guard *guard, p *prober.Prober, logger *slog.Logger) (*backend, error) {
 	store := keystore.New(client, storeTimeout)
 	who, err := access.authenticator(store, logger)
 	if err != nil {
@@ -128,7 +129,7 @@ func newBackend(ctx context.Context, client keystore.Client, kek KEK, access Acc
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{store: store, keeper: keeper, prober: p, authn: who, access: service.NewAccess(store, who.Forget, time.Now)}
+	b := &backend{guard: guard, store: store, keeper: keeper, prober: p, authn: who, access: service.NewAccess(store, who.Forget, time.Now)}
 	b.sealer = &checkedSealer{sealer: envelope.NewSealer(keeper, b.store)}
 	switch err := b.sealer.check(ctx); {
 	case errors.Is(err, keystore.ErrUnavailable), errors.Is(err, envelope.ErrKeeperUnavailable):
@@ -141,7 +142,7 @@ func newBackend(ctx context.Context, client keystore.Client, kek KEK, access Acc
 	pools.add(b.pool)
 	b.custody = b.newCustody(logger)
 	b.mint = mint.New(b.pool, b.sealer)
-	b.api = service.New(b.store, b.mint, b.prober, time.Now, logger)
+	b.api = service.New(b.store, b.mint, b.prober, time.Now, logger, guard.options()...)
 	return b, nil
 }
 

@@ -56,6 +56,15 @@ func TestBadEnvironmentNamesTheVariable(t *testing.T) {
 	}
 }
 
+// start are arguments that start a dkimd, with others that do not.
+func start(t *testing.T) []string {
+	t.Helper()
+	return []string{
+		"standalone", "--data-dir", t.TempDir(), "--dns-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0",
+		"--http-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0",
+	}
+}
+
 func TestWrongCommandLines(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -75,6 +84,11 @@ func TestWrongCommandLines(t *testing.T) {
 		{"data dir is a file", []string{"standalone", "--data-dir", file}, "--data-dir"},
 		{"dns address", []string{"standalone", "--data-dir", t.TempDir(), "--dns-listen", "nowhere"}, "--dns-listen nowhere"},
 		{"grpc address", []string{"standalone", "--data-dir", t.TempDir(), "--dns-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:99999"}, "--grpc-listen"},
+		{"admission by a foreign scheme", append(start(t), "--admission-url", "ftp://provider.example"), "--admission-url: scheme"},
+		{"admission with a password", append(start(t), "--admission-url", "https://u:hush@provider.example"), "--admission-url: it must not hold a user"},
+		{"admission in no time", append(start(t), "--admission-url", "https://provider.example", "--admission-timeout", "0"), "--admission-timeout"},
+		{"token for nobody", append(start(t), "--admission-token-file", file), "only with --admission-url"},
+		{"limit below 0", append(start(t), "--limit-read", "-1"), "--limit-"},
 		{"serve without etcd", []string{"serve"}, "--etcd-endpoint (or DKIMD_ETCD_ENDPOINT) is needed"},
 		{"pki role", []string{"pki", "--dir", t.TempDir(), "client", "alice", "king"}, "use admin, brand, signer or auditor"},
 		{"pki server without host", []string{"pki", "server", "dkimd1"}, "arg"},

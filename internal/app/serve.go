@@ -19,6 +19,7 @@ type Serve struct {
 	KEK                       KEK
 	Listen
 	Access Access
+	Guard  Guard
 	Checks Checks
 	Audit  Audit
 	Logger *slog.Logger
@@ -33,6 +34,11 @@ func (o Serve) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	guard, err := o.Guard.open(o.Logger)
+	if err != nil {
+		return err
+	}
+	defer guard.close()
 	dns, err := o.Checks.prober(nil)
 	if err != nil {
 		return err
@@ -47,7 +53,7 @@ func (o Serve) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer bound.close()
-	backend, err := newBackend(ctx, client, o.KEK, o.Access, dns, o.Logger)
+	backend, err := newBackend(ctx, client, o.KEK, o.Access, guard, dns, o.Logger)
 	if err != nil {
 		return err
 	}

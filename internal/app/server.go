@@ -101,7 +101,7 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 func (s *servers) unary(b *backend) []grpc.UnaryServerInterceptor {
 	return []grpc.UnaryServerInterceptor{
 		countUnary, authn.TagUnary, b.account.auditor.Unary, service.UnaryInterceptor(s.logger), b.authn.UnaryInterceptor, authz.UnaryInterceptor,
-		b.account.auditor.Gate,
+		b.guard.limiter.Unary(), b.account.auditor.Gate,
 	}
 }
 
@@ -109,7 +109,7 @@ func (s *servers) unary(b *backend) []grpc.UnaryServerInterceptor {
 func (s *servers) stream(b *backend) []grpc.StreamServerInterceptor {
 	return []grpc.StreamServerInterceptor{
 		countStream, endStreams(s.stopping), authn.TagStream, b.account.auditor.Stream, service.StreamInterceptor(s.logger), b.authn.StreamInterceptor,
-		authz.StreamInterceptor, b.account.auditor.GateStream,
+		authz.StreamInterceptor, b.guard.limiter.Stream(), b.account.auditor.GateStream,
 	}
 }
 

@@ -39,6 +39,7 @@ type Standalone struct {
 	KEK     KEK    // without a URL: <DataDir>/kek.key, made on the first start
 	Listen
 	Access Access
+	Guard  Guard
 	Checks Checks
 	Audit  Audit
 	Logger *slog.Logger
@@ -71,6 +72,11 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
+	guard, err := o.Guard.open(o.Logger)
+	if err != nil {
+		return err
+	}
+	defer guard.close()
 	if err := probeDNS(o.DNS); err != nil {
 		return err
 	}
@@ -96,7 +102,7 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	backend, err := newBackend(ctx, etcd.Client(), kek, o.Access, dns, o.Logger)
+	backend, err := newBackend(ctx, etcd.Client(), kek, o.Access, guard, dns, o.Logger)
 	if err != nil {
 		return err
 	}

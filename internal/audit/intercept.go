@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"strings"
@@ -167,7 +168,7 @@ func (a *Auditor) entry(ctx context.Context, c *call, method string, req, resp p
 	}
 	if err == nil && resp != nil {
 		if c.row.created != "" {
-			e.Resource = c.row.name(c.row.created, resp)
+			e.Resource = cmp.Or(c.row.name(c.row.created, resp), e.Resource)
 		}
 		e.Revision = max(e.Revision, revision(resp, c.row.revision))
 		e.After = c.row.settings(resp)

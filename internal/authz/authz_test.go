@@ -54,6 +54,7 @@ var want = map[string]string{
 	"KeyManagement/ListKeys":            "ABU own parent",
 	"KeyManagement/GetKey":              "ABU own name",
 	"KeyManagement/PublishKey":          "AB own parent",
+	"KeyManagement/ImportKey":           "AB own parent",
 	"KeyManagement/BatchPublishKeys":    "AB own parent requests.parent",
 	"KeyManagement/DeleteKey":           "AB own name",
 	"KeyManagement/RevokeKey":           "AB own name",

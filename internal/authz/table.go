@@ -65,6 +65,7 @@ var table = map[string]rule{
 	keyManagement + "ListKeys":            {roles: viewers, brand: byParent},
 	keyManagement + "GetKey":              {roles: viewers, brand: byName},
 	keyManagement + "PublishKey":          {roles: owners, brand: byParent},
+	keyManagement + "ImportKey":           {roles: owners, brand: byParent},
 	keyManagement + "BatchPublishKeys":    {roles: owners, brand: []string{"parent", "requests.parent"}},
 	keyManagement + "DeleteKey":           {roles: owners, brand: byName},
 	keyManagement + "RevokeKey":           {roles: owners, brand: byName},

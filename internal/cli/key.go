@@ -21,8 +21,9 @@ func (r *run) key() *cobra.Command {
 		Use:   "key",
 		Short: "The keys in a domain's selectors",
 		Example: `  dkimctl key get acme spamtrap.dk selector1
-  dkimctl key publish acme spamtrap.dk mailer --public-key-file mailer.pem`,
-	}, r.keyGet(), r.keyList(), r.keyPublish(), r.keyRevoke(), r.keyDelete())
+  dkimctl key publish acme spamtrap.dk mailer --public-key-file mailer.pem
+  dkimctl key import acme spamtrap.dk mailer --private-key-file mailer.key --in-use`,
+	}, r.keyGet(), r.keyList(), r.keyPublish(), r.keyImport(), r.keyRevoke(), r.keyDelete())
 }
 
 func (r *run) keyGet() *cobra.Command {
@@ -236,9 +237,12 @@ made are withdrawn by rotation only.
 }
 
 func (r *run) printKey(k *dkimv1.Key) error {
-	testing := ""
+	testing, imported := "", ""
 	if k.GetTesting() {
 		testing = "yes"
+	}
+	if k.GetImported() {
+		imported = "yes"
 	}
 	return r.print(k, func(w io.Writer) error {
 		return details(w,
@@ -249,6 +253,7 @@ func (r *run) printKey(k *dkimv1.Key) error {
 			"Key", lastPart(k.GetName()),
 			"Fingerprint", k.GetFingerprint(),
 			"Testing", testing,
+			"Imported", imported,
 			"Prepared", timeText(k.GetPrepareTime()),
 			"Activated", timeText(k.GetActivateTime()),
 			"Retired", timeText(k.GetRetireTime()),

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"math"
 	"math/big"
 	"sync"
 )
@@ -104,11 +103,11 @@ func parseCommon(der []byte) (_ PublicKey, ok bool, _ error) {
 			continue
 		}
 		modulus := der[len(f.head) : len(der)-len(f.tail)]
-		switch {
-		case modulus[0] < 0x80: // a shorter number, not in its shortest form
+		if modulus[0] < 0x80 { // a shorter number, not in its shortest form
 			return PublicKey{}, false, nil
-		case hasSmallFactor(modulus):
-			return PublicKey{}, true, invalid(ReasonBadModulus)
+		}
+		if err := judge(der, modulus); err != nil {
+			return PublicKey{}, true, err
 		}
 		return PublicKey{Algorithm: f.algorithm, Octets: bytes.Clone(der)}, true, nil
 	}
@@ -181,23 +180,34 @@ func parsePKCS1(der []byte) (PublicKey, error) {
 	case raw.N.Sign() <= 0:
 		return PublicKey{}, invalid(ReasonBadModulus)
 	}
-	a := rsaAlgorithm(raw.N.BitLen())
-	switch {
-	case a == 0:
-		return PublicKey{}, &InvalidError{Reason: ReasonBadKeySize, Bits: raw.N.BitLen()}
-	case !isExponent(raw.E):
-		return PublicKey{}, invalid(ReasonBadExponent)
-	case hasSmallFactor(raw.N.Bytes()):
-		return PublicKey{}, invalid(ReasonBadModulus)
+	if err := judgeExponent(raw.E); err != nil {
+		return PublicKey{}, err
 	}
 	key := &rsa.PublicKey{N: raw.N, E: int(raw.E.Int64())}
+	k, err := newRSA(rsaAlgorithm(raw.N.BitLen()), key)
+	if err != nil {
+		return PublicKey{}, err
+	}
+	if k.Algorithm == 0 {
+		if err := judgeFame(k.Octets); err != nil {
+			return PublicKey{}, err
+		}
+		return PublicKey{}, &InvalidError{Reason: ReasonBadKeySize, Bits: raw.N.BitLen()}
+	}
+	if err := judge(k.Octets, raw.N.Bytes()); err != nil {
+		return PublicKey{}, err
+	}
 	if !bytes.Equal(der, x509.MarshalPKCS1PublicKey(key)) {
 		return PublicKey{}, invalid(ReasonBadEncoding)
 	}
-	return newRSA(a, key)
+	return k, nil
 }
 
-// isExponent accepts what crypto/rsa and the verifiers built on OpenSSL do.
-func isExponent(e *big.Int) bool {
-	return e.IsInt64() && e.Bit(0) == 1 && 3 <= e.Int64() && e.Int64() <= math.MaxInt32
+// marshalPKCS1 writes an RSAPublicKey. It takes more than crypto/x509 does, so that all is judged in one place.
+func marshalPKCS1(n, e *big.Int) []byte {
+	der, err := asn1.Marshal(rsaPublicKey{n, e})
+	if err != nil {
+		return nil // which is refused
+	}
+	return der
 }

@@ -70,15 +70,23 @@ func modulus(tb testing.TB, n *big.Int, e int) []byte {
 	return spki(tb, &rsa.PublicKey{N: n, E: e})
 }
 
-// odd returns an odd number of bits that has no factor below 1 000.
+// odd returns an odd number of bits that has no factor below 4096.
 func odd(bits uint) *big.Int {
-	small := big.NewInt(1)
-	for i := int64(2); i < 1000; i++ {
-		small.Mul(small, big.NewInt(i))
-	}
+	small := primorial(4096)
 	n := new(big.Int).Lsh(big.NewInt(1), bits-1)
 	for n.Add(n, big.NewInt(1)); new(big.Int).GCD(nil, nil, n, small).BitLen() > 1; {
 		n.Add(n, big.NewInt(1))
 	}
 	return n
+}
+
+// primorial is the product of the primes below a bound.
+func primorial(bound int64) *big.Int {
+	product := big.NewInt(1)
+	for i := int64(2); i < bound; i++ {
+		if n := big.NewInt(i); n.ProbablyPrime(0) {
+			product.Mul(product, n)
+		}
+	}
+	return product
 }

@@ -50,9 +50,10 @@ func NewPublicKey(a Algorithm, octets []byte) (PublicKey, error) {
 //     octets of an Ed25519 key;
 //   - the text of a DKIM record, of which it takes k= and p= only.
 //
-// An RSA modulus must have exactly 2048, 3072 or 4096 bits and no small factor, the exponent must be odd and from 3 to
-// 2³¹−1. An Ed25519 key must be the canonical form of a curve point that is not of small order. Every error is an
-// *InvalidError and repeats nothing of data; a private key is refused as PRIVATE_KEY whatever form it is in.
+// An RSA modulus must have exactly 2048, 3072 or 4096 bits, no small factor, no factors next to each other, and must not
+// be of the library that made ROCA keys; the exponent must be odd and from 3 to 2³¹−1. An Ed25519 key must be the
+// canonical form of a curve point that is not of small order. Keys whose private halves are in an RFC are refused. Every
+// error is an *InvalidError and repeats nothing of data; a private key is refused as PRIVATE_KEY whatever form it is in.
 func ParsePublicKey(data []byte) (PublicKey, error) {
 	text := bytes.TrimSpace(data)
 	switch {
@@ -156,6 +157,9 @@ func parseOctets(octets []byte) (PublicKey, error) {
 func newEd25519(point []byte) (PublicKey, error) {
 	if !isPoint(point) {
 		return PublicKey{}, invalid(ReasonBadPoint)
+	}
+	if err := judgeFame(point); err != nil {
+		return PublicKey{}, err
 	}
 	return PublicKey{Algorithm: Ed25519, Octets: slices.Clone(point)}, nil
 }

@@ -196,8 +196,8 @@ func TestParsePublicKeyRefuses(t *testing.T) {
 		{"8192 bits", b64(modulus(t, odd(8192), 65537)), keypair.ReasonBadKeySize},
 		{"zero modulus", b64(number(new(big.Int), big.NewInt(65537))), keypair.ReasonPrivateKey}, // reads like a version
 		{"negative modulus", b64(number(new(big.Int).Neg(good), big.NewInt(65537))), keypair.ReasonBadModulus},
-		{"even modulus", b64(number(even, big.NewInt(65537))), keypair.ReasonBadModulus},
-		{"modulus with a small factor", b64(number(new(big.Int).Mul(odd(2039), big.NewInt(997)), big.NewInt(65537))), keypair.ReasonBadModulus},
+		{"even modulus", b64(number(even, big.NewInt(65537))), keypair.ReasonSmallFactor},
+		{"modulus with a small factor", b64(number(new(big.Int).Mul(odd(2037), big.NewInt(4093)), big.NewInt(65537))), keypair.ReasonSmallFactor},
 		{"exponent 1", b64(number(good, big.NewInt(1))), keypair.ReasonBadExponent},
 		{"exponent 2", b64(number(good, big.NewInt(2))), keypair.ReasonBadExponent},
 		{"even exponent", b64(number(good, big.NewInt(65536))), keypair.ReasonBadExponent},

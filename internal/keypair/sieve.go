@@ -4,66 +4,115 @@ import (
 	"encoding/binary"
 	"math"
 	"math/big"
+	"math/bits"
 	"sync"
 )
 
-// maxWords is how many words of 32 bits the largest modulus has.
-const maxWords = 4096 / 32
+const (
+	// maxWords is how many words of 64 bits the largest modulus has.
+	maxWords = 4096 / 64
+	// sieveBound is the first number that is not tried as a factor: six of seven numbers that were damaged have one below it.
+	sieveBound = 4096
+)
 
-// primeGroup is some primes whose product fits into 32 bits.
-type primeGroup struct {
-	product uint64
-	primes  []uint64
-	powers  [maxWords]uint64 // 2^(32·i) modulo product
+// words are those of a number, the lowest first.
+type words struct {
+	word  [maxWords]uint64
+	count int
 }
 
-// smallPrimes are the primes below 1 000: five of six numbers that were damaged have a factor among them.
-var smallPrimes = sync.OnceValue(func() []primeGroup {
-	groups := []primeGroup{{product: 1}}
-	for n := uint64(2); n < 1000; n++ {
-		if !big.NewInt(int64(n)).ProbablyPrime(0) {
-			continue
-		}
-		if groups[len(groups)-1].product*n > math.MaxUint32 {
+// wordsOf splits a big-endian number of at most 4096 bits, a multiple of 64.
+func wordsOf(number []byte) (w words) {
+	w.count = len(number) / 8
+	for k := range w.count {
+		w.word[k] = binary.BigEndian.Uint64(number[len(number)-8*k-8:])
+	}
+	return w
+}
+
+// primeGroup is some primes whose product fits into 64 bits.
+type primeGroup struct {
+	product uint64
+	primes  []uint64         // odd ones
+	powers  [maxWords]uint64 // 2^(64·i) modulo product
+	// inverses are those of the primes modulo 2⁶⁴: times them the multiples of a prime p, and no other numbers, come to
+	// 2⁶⁴/p at most. That is a test without a division.
+	inverses, limits []uint64
+}
+
+// rest is the number modulo the product. The number is the sum of its words times powers of 2⁶⁴, so that takes a sum of
+// products of 64 bits each and three divisions.
+func (g *primeGroup) rest(number *words) uint64 {
+	var low, middle, high, carry uint64
+	for k, w := range number.word[:number.count] {
+		h, l := bits.Mul64(w, g.powers[k])
+		low, carry = bits.Add64(low, l, 0)
+		middle, carry = bits.Add64(middle, h, carry)
+		high += carry
+	}
+	r := bits.Rem64(high%g.product, middle, g.product)
+	return bits.Rem64(r, low, g.product)
+}
+
+// groupPrimes sorts odd primes into groups.
+func groupPrimes(primes []uint64) []primeGroup {
+	var groups []primeGroup
+	for _, p := range primes {
+		if n := len(groups); n == 0 || overflows(groups[n-1].product, p) {
 			groups = append(groups, primeGroup{product: 1})
 		}
 		g := &groups[len(groups)-1]
-		g.product *= n
-		g.primes = append(g.primes, n)
+		g.product *= p
+		g.primes = append(g.primes, p)
 	}
 	for i := range groups {
 		g, power := &groups[i], uint64(1)
 		for k := range g.powers {
 			g.powers[k] = power
-			power = power << 32 % g.product
+			power = bits.Rem64(power, 0, g.product)
+		}
+		for _, p := range g.primes {
+			inverse := p // to three bits; each step doubles them
+			for range 5 {
+				inverse *= 2 - p*inverse
+			}
+			g.inverses, g.limits = append(g.inverses, inverse), append(g.limits, math.MaxUint64/p)
 		}
 	}
 	return groups
-})
+}
 
-// hasSmallFactor tells for a big-endian number of at most 4096 bits, a multiple of 32. The number is the sum of its words
-// times powers of 2³², so modulo a product it is a sum of products of 32 bits each, and that needs no division.
-func hasSmallFactor(number []byte) bool {
-	var words [maxWords]uint64
-	count := len(number) / 4
-	for k := range count {
-		words[k] = uint64(binary.BigEndian.Uint32(number[len(number)-4*k-4:]))
+func overflows(a, b uint64) bool {
+	high, _ := bits.Mul64(a, b)
+	return high != 0
+}
+
+// primesBelow returns the primes from 2 on.
+func primesBelow(bound uint64) (primes []uint64) {
+	for n := uint64(2); n < bound; n++ {
+		if big.NewInt(int64(n)).ProbablyPrime(0) {
+			primes = append(primes, n)
+		}
+	}
+	return primes
+}
+
+var smallPrimes = sync.OnceValue(func() []primeGroup { return groupPrimes(primesBelow(sieveBound)[1:]) })
+
+// smallFactor returns the least prime factor below sieveBound, 0 if there is none.
+func smallFactor(number *words) uint64 {
+	if number.word[0]%2 == 0 {
+		return 2
 	}
 	groups := smallPrimes()
 	for i := range groups {
 		g := &groups[i]
-		var low, high uint64 // of the sum: low + high·2³²
-		for k, w := range words[:count] {
-			p := w * g.powers[k]
-			low += p & math.MaxUint32
-			high += p >> 32
-		}
-		rest := (high%g.product<<32%g.product + low%g.product) % g.product
-		for _, p := range g.primes {
-			if rest%p == 0 {
-				return true
+		rest := g.rest(number)
+		for k, p := range g.primes {
+			if rest*g.inverses[k] <= g.limits[k] {
+				return p
 			}
 		}
 	}
-	return false
+	return 0
 }

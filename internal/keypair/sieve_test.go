@@ -21,41 +21,42 @@ func random(bits int) *big.Int {
 	return new(big.Int).SetBytes(b)
 }
 
-func TestHasSmallFactor(t *testing.T) {
-	divisible := func(n *big.Int) bool {
-		for p := int64(2); p < 1000; p++ {
-			if new(big.Int).Mod(n, big.NewInt(p)).Sign() == 0 {
-				return true
+func TestSmallFactor(t *testing.T) {
+	primes := primesBelow(sieveBound)
+	least := func(n *big.Int) uint64 {
+		for _, p := range primes {
+			if new(big.Int).Mod(n, new(big.Int).SetUint64(p)).Sign() == 0 {
+				return p
 			}
 		}
-		return false
+		return 0
+	}
+	factor := func(n *big.Int) uint64 {
+		w := wordsOf(n.FillBytes(make([]byte, (n.BitLen()+63)/64*8)))
+		return smallFactor(&w)
 	}
 	seen := map[bool]int{}
 	for _, bits := range []int{2048, 3072, 4096} {
-		for range 200 {
+		for range 100 {
 			n := random(bits)
-			want := divisible(n)
-			seen[want]++
-			if got := hasSmallFactor(n.Bytes()); got != want {
-				t.Fatalf("hasSmallFactor(%x) = %t, want %t", n, got, want)
+			want := least(n)
+			seen[want == 0]++
+			if got := factor(n); got != want {
+				t.Fatalf("smallFactor(%x) = %d, want %d", n, got, want)
 			}
 		}
 		// The greatest sums, and each prime by itself.
 		ones := new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), uint(bits)), big.NewInt(1))
-		if !hasSmallFactor(ones.Bytes()) { // it is a multiple of 3
-			t.Errorf("no small factor in %x", ones)
+		if got := factor(ones); got != 3 {
+			t.Errorf("smallFactor(%x) = %d, want 3", ones, got)
 		}
 		free := random(bits - 16)
-		for divisible(free) {
+		for least(free) != 0 {
 			free.Add(free, big.NewInt(2))
 		}
-		for p := int64(2); p < 1000; p++ {
-			if !big.NewInt(p).ProbablyPrime(0) {
-				continue
-			}
-			n := new(big.Int).Mul(free, big.NewInt(p))
-			if !hasSmallFactor(n.FillBytes(make([]byte, bits/8))) {
-				t.Errorf("the factor %d is not seen", p)
+		for _, p := range primes {
+			if got := factor(new(big.Int).Mul(free, new(big.Int).SetUint64(p))); got != p {
+				t.Errorf("the factor %d is not seen, but %d", p, got)
 			}
 		}
 	}
@@ -105,7 +106,7 @@ func TestParseCommon(t *testing.T) {
 			}
 		}
 		der := slices.Concat(f.head, bytes.Repeat([]byte{0x80}, f.algorithm.Bits()/8), f.tail)
-		if _, ok, err := parseCommon(der); !ok || reason(err) != ReasonBadModulus {
+		if _, ok, err := parseCommon(der); !ok || reason(err) != ReasonSmallFactor {
 			t.Errorf("an even modulus: %t, %v", ok, err)
 		}
 	}

@@ -415,6 +415,13 @@ func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selecto
 	return err
 }
 
+// FingerprintClaimed reports whether a public key stands under some name of a
+// zone, or was disclosed. It never tells where.
+func (s *Store) FingerprintClaimed(ctx context.Context, zone dnsname.Zone, fingerprint [schema.FingerprintLen]byte) (bool, error) {
+	resp, err := s.get(ctx, schema.FingerprintKey(string(zone), fingerprint[:]), clientv3.WithKeysOnly())
+	return err == nil && len(resp.Kvs) > 0, err
+}
+
 // admit tells whether d may have new keys in the given selectors, and returns
 // the claims that this rests on.
 func (s *Store) admit(ctx context.Context, d Domain, selectors []dnsname.Selector) (map[dnsname.HostLabel]claim, error) {

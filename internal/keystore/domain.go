@@ -44,7 +44,10 @@ type Selector = rotation.Selector
 // Key is a key of a domain, without key material.
 type Key struct {
 	rotation.Key
-	Testing     bool // published with t=y
+	Testing bool // published with t=y
+	// Imported says that the private half was made elsewhere: its public half may
+	// stand at other names, in the customers' own DNS.
+	Imported    bool
 	Fingerprint [schema.FingerprintLen]byte
 }
 
@@ -127,6 +130,7 @@ func (d *Domain) marshal() ([]byte, error) {
 			RetireTimeMicros:   schema.Micros(k.RetireTime),
 			RevokeTimeMicros:   schema.Micros(k.RevokeTime),
 			Compromised:        k.Compromised,
+			Imported:           k.Imported,
 		})
 	}
 	b, err := proto.Marshal(v)
@@ -202,6 +206,7 @@ func keyFrom(p *schemapb.Key) (Key, error) {
 			Compromised:  p.GetCompromised(),
 		},
 		Testing:     p.GetTesting(),
+		Imported:    p.GetImported(),
 		Fingerprint: [schema.FingerprintLen]byte(p.GetFingerprint()),
 	}, nil
 }

@@ -51,7 +51,8 @@ type Options struct {
 	TTL     uint32
 	Testing bool
 	// Disclosure keeps the sealed halves of destroyed keys, to be published
-	// later.
+	// later. Not of those that were imported: what they verify stands at other
+	// names, too, that nobody here withdraws.
 	Disclosure bool
 	// Pairs may be nil. Pairs that are made are put into it.
 	Pairs Pairs
@@ -159,7 +160,7 @@ func (m *Mint) refill(ctx context.Context, c *keystore.Change, step rotation.Ste
 	if old := d.Key(step.KeyID); old != nil {
 		k.TTL, k.Testing = old.TTL, old.Testing
 		replaced := *old
-		pub.Replaces, pub.Retain = &replaced, o.Disclosure && old.Custody == rotation.Service
+		pub.Replaces, pub.Retain = &replaced, o.Disclosure && old.Custody == rotation.Service && !old.Imported
 		d.Keys = slices.DeleteFunc(d.Keys, func(k keystore.Key) bool { return k.ID == replaced.ID })
 	}
 	sealed, err := m.seal(ctx, d.Brand, KeyName(d.Brand, string(d.Name), k.ID), pair)
@@ -173,6 +174,12 @@ func (m *Mint) refill(ctx context.Context, c *keystore.Change, step rotation.Ste
 	d.Keys = append(d.Keys, k)
 	c.Publish = append(c.Publish, pub)
 	return k, nil
+}
+
+// Seal seals the private half of a pair that was made elsewhere, as that of key
+// id of d. Errors are of ctx or of the Sealer.
+func (m *Mint) Seal(ctx context.Context, d keystore.Domain, id string, pair *keypair.KeyPair) ([]byte, error) {
+	return m.seal(ctx, d.Brand, KeyName(d.Brand, string(d.Name), id), pair)
 }
 
 // KeyName is a key's resource name, which its sealed half is bound to.

@@ -91,6 +91,20 @@ func TestRefill(t *testing.T) {
 	}
 }
 
+// A key that was imported may verify mail under names that are not ours: it is never kept to be disclosed.
+func TestRefillAfterImported(t *testing.T) {
+	d := revoked()
+	d.Keys[0].Imported = true
+	refill := []rotation.Step{{Kind: rotation.Refill, KeyID: "old", Selector: "s1", Algorithm: keypair.Ed25519, Reason: rotation.ReasonGapOver}}
+	c, err := mint.New(&source{}, sealer{}).Change(t.Context(), d, refill, mint.Options{Now: now, Disclosure: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pub := c.Publish[0]; pub.Retain || pub.Replaces == nil || pub.Key.Imported {
+		t.Errorf("publication %+v", pub)
+	}
+}
+
 func TestRevoke(t *testing.T) {
 	steps := []rotation.Step{{Kind: rotation.Revoke, KeyID: "on", Selector: "s2", Algorithm: keypair.Ed25519, Reason: rotation.ReasonCompromised}}
 	c, err := mint.New(&source{}, sealer{}).Change(t.Context(), revoked(), steps, mint.Options{Now: now, Actor: "alice"})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/rotation"
 )
 
@@ -15,7 +16,8 @@ import (
 // shown; docs/cname-doctor.md explains each.
 type Class string
 
-// The classes. Only OK and INDIRECT_OK are proof.
+// The classes. Only OK and INDIRECT_OK are proof. LAME, UNREACHABLE and, if the
+// present key is known, FLATTENED_TXT prove nothing and deny nothing.
 const (
 	OK                Class = "OK"                  // a CNAME to the target
 	IndirectOK        Class = "INDIRECT_OK"         // a chain of CNAMEs that ends at the target
@@ -23,7 +25,7 @@ const (
 	WrongTarget       Class = "WRONG_TARGET"        // a CNAME to somewhere else
 	OtherDomainTarget Class = "OTHER_DOMAIN_TARGET" // a CNAME into our zone, to another owner name
 	DoubledSuffix     Class = "DOUBLED_SUFFIX"      // the customer's zone stands twice in the owner or behind the target
-	FlattenedTXT      Class = "FLATTENED_TXT"       // a TXT record with the present key where the CNAME should be
+	FlattenedTXT      Class = "FLATTENED_TXT"       // a TXT record with the present key where the CNAME, or the end of its chain, should be
 	StaleTXT          Class = "STALE_TXT"           // a TXT record with another key, or beside the CNAME
 	ProxiedAddress    Class = "PROXIED_ADDRESS"     // an address where the CNAME should be
 	Loop              Class = "LOOP"                // CNAMEs that lead back, or too many of them
@@ -38,7 +40,7 @@ func (c Class) Finding() rotation.Finding {
 	switch c {
 	case OK, IndirectOK:
 		return rotation.Proven
-	case Lame, Unreachable:
+	case Lame, Unreachable, FlattenedTXT: // receivers do find the key, as long as it stays the same
 		return rotation.Unreachable
 	default:
 		return rotation.Contradicted
@@ -288,7 +290,9 @@ func (e *examination) judge(v view, chain []string) (class Class, next string) {
 		return e.follow(v.cnames[0], chain)
 	case len(v.txts) > 0 && !slices.ContainsFunc(v.txts, looksLikeKey):
 		return at(Missing) // of a wildcard, most likely
-	case len(v.txts) > 0 && (e.record == "" || len(v.txts) == 1 && v.txts[0] == e.record):
+	case len(v.txts) == 1 && sameKey(v.txts[0], e.record):
+		return FlattenedTXT, ""
+	case len(v.txts) > 0 && e.record == "":
 		return at(FlattenedTXT)
 	case len(v.txts) > 0:
 		return at(StaleTXT)
@@ -326,6 +330,17 @@ func looksLikeKey(txt string) bool {
 		}
 	}
 	return false
+}
+
+// sameKey reports whether two records have the same key, whatever their other
+// tags.
+func sameKey(a, b string) bool {
+	if a == b {
+		return true
+	}
+	ka, errA := keypair.ParsePublicKey([]byte(a))
+	kb, errB := keypair.ParsePublicKey([]byte(b))
+	return errA == nil && errB == nil && ka.Fingerprint() == kb.Fingerprint()
 }
 
 // doubled looks whether the record stands where a customer gets it whose DNS
@@ -394,6 +409,9 @@ func (c *course) validate(ctx context.Context, e *examination, chain []string) b
 func (e *examination) conclude(class Class, v view) AliasReport {
 	r := e.report
 	r.Class, r.Finding = class, class.Finding()
+	if class == FlattenedTXT && e.record == "" {
+		r.Finding = rotation.Contradicted // of what, nobody knows
+	}
 	if r.Finding != rotation.Proven {
 		r.Reason = string(class)
 	}

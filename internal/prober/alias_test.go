@@ -85,6 +85,17 @@ func TestAlias(t *testing.T) {
 			found: []string{owner + `. IN TXT "` + record + `"`}, hint: "breaks at the next rotation",
 		},
 		{
+			name: "the key with other tags", records: `selector1._domainkey TXT "v=DKIM1; h=sha256; k=ed25519; t=s; ` + record[len("v=DKIM1; k=ed25519; "):] + `;"`, want: FlattenedTXT,
+			hint: "breaks at the next rotation",
+		},
+		{
+			name: "chain to a copy", records: "selector1._domainkey CNAME copy\n" + `copy TXT "` + record + `"`, want: FlattenedTXT,
+			hint: "leads to a copy of it in a TXT record, which breaks at the next rotation. Delete: " + owner + ". IN CNAME copy.spamtrap.dk. Add instead: " + right,
+		},
+		{
+			name: "chain to a copy of another key", records: "selector1._domainkey CNAME copy\n" + `copy TXT "v=DKIM1; p=AAAA"`, want: WrongTarget,
+		},
+		{
 			name: "copy of another key", records: `selector1._domainkey TXT "v=DKIM1; p=AAAA"`, want: StaleTXT,
 			found: []string{owner + `. IN TXT "v=DKIM1; p=AAAA"`}, hint: `Delete: ` + owner + `. IN TXT "v=DKIM1; p=AAAA" Add instead: ` + right,
 		},

@@ -28,6 +28,9 @@ func (e *examination) hint(class Class, v view) string {
 		if e.record == "" {
 			return "There is a TXT record with a key where a CNAME should be; it will not follow when the key changes. Delete it, or switch off the flattening of CNAMEs (ALIAS, ANAME) for it. Add: " + right
 		}
+		if v.name != e.owner {
+			return "The key is the right one now, but the CNAME leads to a copy of it in a TXT record, which breaks at the next rotation. Delete: " + e.wrong() + " Add instead: " + right
+		}
 		return "The key is the right one now, but as a copy in a TXT record, which breaks at the next rotation. Delete it, or switch off the flattening of CNAMEs (ALIAS, ANAME) for it. Add: " + right
 	case StaleTXT:
 		hint := "There is a TXT record with a key that is not, or will not stay, the one in use. Delete: " + e.txts()

@@ -297,7 +297,7 @@ const (
 	owner  = "selector1._domainkey.spamtrap.dk"
 	target = "selector1-spamtrap-dk._domainkey.keys.example.net"
 	zone   = "keys.example.net"
-	record = "v=DKIM1; k=ed25519; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
+	record = "v=DKIM1; k=ed25519; p=fPN/+Ey6JPpbiVAZ6Xv/s0nUsGeMVXQDWf4LpNw/HqY="
 )
 
 // internet is the world with a customer's zone at 192.0.2.1 and 192.0.2.3, with

@@ -128,6 +128,7 @@ func (f *fixture) everyMethod(t *testing.T) []refusal {
 		{name: "BatchPublishKeys", call: calling(api.BatchPublishKeys, &dkimv1.BatchPublishKeysRequest{Parent: "brands/acme", Requests: []*dkimv1.PublishKeyRequest{
 			{Parent: d.GetName(), Selector: "batched", PublicKey: newPublic(t)},
 		}})},
+		{name: "ImportKey", call: calling(api.ImportKey, &dkimv1.ImportKeyRequest{Parent: d.GetName(), Selector: "imported", PrivateKey: newPrivate(t)})},
 		{name: "DeleteKey", call: calling(api.DeleteKey, &dkimv1.DeleteKeyRequest{Name: k.GetName()})},
 		{name: "UpdateDomain", call: calling(api.UpdateDomain, &dkimv1.UpdateDomainRequest{
 			Domain: &dkimv1.Domain{Name: d.GetName(), RotationPolicy: &dkimv1.RotationPolicy{Paused: new(true)}},

@@ -154,20 +154,35 @@ func nameFailure(field, reason string, err error) error {
 	return err
 }
 
-// publicKeyFailure turns an error of keypair.ParsePublicKey into a rejection.
-func publicKeyFailure(field string, err error) error {
+// keyFailure turns an error of keypair's parsers into a rejection.
+func keyFailure(field string, err error) error {
 	if e, ok := errors.AsType[*keypair.InvalidError](err); ok {
-		reason := "INVALID_PUBLIC_KEY"
-		switch e.Reason {
-		case keypair.ReasonPrivateKey:
-			reason = "PRIVATE_KEY_GIVEN"
-		case keypair.ReasonBadKeySize:
-			reason = "KEY_SIZE_REFUSED"
-		}
-		return invalid(field, reason, e.Error(), "detail", string(e.Reason))
+		return invalid(field, keyReason(e), e.Error(), "detail", string(e.Reason))
 	}
 	if r, ok := errors.AsType[*dkimrecord.InvalidError](err); ok {
 		return invalid(field, "INVALID_PUBLIC_KEY", r.Error(), "detail", string(r.Reason))
 	}
 	return err
+}
+
+// keyReason sorts keypair's reasons into those of the API.
+func keyReason(e *keypair.InvalidError) string {
+	switch e.Reason {
+	case keypair.ReasonPrivateKey:
+		return "PRIVATE_KEY_GIVEN"
+	case keypair.ReasonPublicKey:
+		return "PUBLIC_KEY_GIVEN"
+	case keypair.ReasonBadKeySize:
+		return "KEY_SIZE_REFUSED"
+	case keypair.ReasonBadExponent:
+		return "KEY_EXPONENT_REFUSED"
+	case keypair.ReasonSmallFactor, keypair.ReasonROCA, keypair.ReasonClosePrimes, keypair.ReasonBadPrimes:
+		return "WEAK_KEY"
+	case keypair.ReasonWellKnown:
+		return "WELL_KNOWN_KEY"
+	}
+	if e.Private {
+		return "INVALID_PRIVATE_KEY"
+	}
+	return "INVALID_PUBLIC_KEY"
 }

@@ -133,7 +133,7 @@ func parsePublishing(req *dkimv1.PublishKeyRequest) (publishing, error) {
 	}
 	public, err := keypair.ParsePublicKey([]byte(req.GetPublicKey()))
 	if err != nil {
-		return publishing{}, publicKeyFailure("public_key", err)
+		return publishing{}, keyFailure("public_key", err)
 	}
 	_, err = parseTTL(req.GetTtlSeconds(), 0)
 	return publishing{n, sel, public, req.GetTtlSeconds(), req.GetTesting()}, err

@@ -207,6 +207,7 @@ func keyMessage(d keystore.Domain, k keystore.Key, record *schema.PublicRecord) 
 		RevokeTime:   timestamp(k.RevokeTime),
 		Revision:     d.Revision,
 		Compromised:  k.Compromised,
+		Imported:     k.Imported,
 	}
 	if record == nil {
 		return m, nil

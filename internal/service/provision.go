@@ -183,7 +183,7 @@ func plan(d *keystore.Domain, w wish) (missing []keystore.Selector, err error) {
 	for _, s := range d.Selectors {
 		count[s.Algorithm]++
 	}
-	for _, s := range d.Selectors {
+	for _, s := range missing { // one that was imported may be alone
 		if count[s.Algorithm] < minPerAlgorithm {
 			return nil, invalid("selectors", "INVALID_SELECTOR", fmt.Sprintf(
 				"%s would be the only selector of algorithm %s: keys take turns, give at least %d of each algorithm", s.Selector, s.Algorithm, minPerAlgorithm))

@@ -1730,6 +1730,110 @@ func (x *PublishKeyRequest) GetTesting() bool {
 	return false
 }
 
+type ImportKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `brands/{brand}/domains/{domain}`.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// RFC 6376 §3.1; lower-cased. May hold dots.
+	Selector string `protobuf:"bytes,2,opt,name=selector,proto3" json:"selector,omitempty"`
+	// PKCS #1 or PKCS #8 in PEM, the base64 of either, or the base64 of the 32
+	// octets of an Ed25519 seed. RSA keys have 2048, 3072 or 4096 bits, two primes
+	// and the exponent 65537. It is in no answer, error or log.
+	PrivateKey string `protobuf:"bytes,3,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	// 60 to 86400. Default: the zone's.
+	TtlSeconds int32 `protobuf:"varint,4,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	// Publish with t=y.
+	Testing bool `protobuf:"varint,5,opt,name=testing,proto3" json:"testing,omitempty"`
+	// The key signs mail already, and its public half stands in the customer's DNS,
+	// as a TXT record or behind a CNAME: it is ACTIVE without further proof, and
+	// stays so unless DNS shows something else.
+	InUse bool `protobuf:"varint,6,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	// Say what would be done and change nothing. The answer has no name if the
+	// key is not there.
+	ValidateOnly  bool `protobuf:"varint,7,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKeyRequest) Reset() {
+	*x = ImportKeyRequest{}
+	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKeyRequest) ProtoMessage() {}
+
+func (x *ImportKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKeyRequest.ProtoReflect.Descriptor instead.
+func (*ImportKeyRequest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ImportKeyRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ImportKeyRequest) GetSelector() string {
+	if x != nil {
+		return x.Selector
+	}
+	return ""
+}
+
+func (x *ImportKeyRequest) GetPrivateKey() string {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return ""
+}
+
+func (x *ImportKeyRequest) GetTtlSeconds() int32 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *ImportKeyRequest) GetTesting() bool {
+	if x != nil {
+		return x.Testing
+	}
+	return false
+}
+
+func (x *ImportKeyRequest) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
+func (x *ImportKeyRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
 type BatchPublishKeysRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `brands/{brand}`, the brand of all domains.
@@ -1743,7 +1847,7 @@ type BatchPublishKeysRequest struct {
 
 func (x *BatchPublishKeysRequest) Reset() {
 	*x = BatchPublishKeysRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1859,7 @@ func (x *BatchPublishKeysRequest) String() string {
 func (*BatchPublishKeysRequest) ProtoMessage() {}
 
 func (x *BatchPublishKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[30]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1872,7 @@ func (x *BatchPublishKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchPublishKeysRequest.ProtoReflect.Descriptor instead.
 func (*BatchPublishKeysRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{30}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *BatchPublishKeysRequest) GetParent() string {
@@ -1795,7 +1899,7 @@ type BatchPublishKeysResponse struct {
 
 func (x *BatchPublishKeysResponse) Reset() {
 	*x = BatchPublishKeysResponse{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +1911,7 @@ func (x *BatchPublishKeysResponse) String() string {
 func (*BatchPublishKeysResponse) ProtoMessage() {}
 
 func (x *BatchPublishKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[31]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +1924,7 @@ func (x *BatchPublishKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchPublishKeysResponse.ProtoReflect.Descriptor instead.
 func (*BatchPublishKeysResponse) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{31}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *BatchPublishKeysResponse) GetResults() []*BatchPublishKeysResponse_Result {
@@ -1841,7 +1945,7 @@ type DeleteKeyRequest struct {
 
 func (x *DeleteKeyRequest) Reset() {
 	*x = DeleteKeyRequest{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[32]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +1957,7 @@ func (x *DeleteKeyRequest) String() string {
 func (*DeleteKeyRequest) ProtoMessage() {}
 
 func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[32]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +1970,7 @@ func (x *DeleteKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKeyRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKeyRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{32}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeleteKeyRequest) GetName() string {
@@ -1897,7 +2001,7 @@ type BatchPublishKeysResponse_Result struct {
 
 func (x *BatchPublishKeysResponse_Result) Reset() {
 	*x = BatchPublishKeysResponse_Result{}
-	mi := &file_dkim_v1_key_management_proto_msgTypes[33]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2013,7 @@ func (x *BatchPublishKeysResponse_Result) String() string {
 func (*BatchPublishKeysResponse_Result) ProtoMessage() {}
 
 func (x *BatchPublishKeysResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_key_management_proto_msgTypes[33]
+	mi := &file_dkim_v1_key_management_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2026,7 @@ func (x *BatchPublishKeysResponse_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchPublishKeysResponse_Result.ProtoReflect.Descriptor instead.
 func (*BatchPublishKeysResponse_Result) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{31, 0}
+	return file_dkim_v1_key_management_proto_rawDescGZIP(), []int{32, 0}
 }
 
 func (x *BatchPublishKeysResponse_Result) GetError() *status.Status {
@@ -2074,7 +2178,18 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"public_key\x18\x03 \x01(\tB\x03\xe0A\x02R\tpublicKey\x12$\n" +
 	"\vttl_seconds\x18\x04 \x01(\x05B\x03\xe0A\x01R\n" +
 	"ttlSeconds\x12\x1d\n" +
-	"\atesting\x18\x05 \x01(\bB\x03\xe0A\x01R\atesting\"\x86\x01\n" +
+	"\atesting\x18\x05 \x01(\bB\x03\xe0A\x01R\atesting\"\x9b\x02\n" +
+	"\x10ImportKeyRequest\x12/\n" +
+	"\x06parent\x18\x01 \x01(\tB\x17\xe0A\x02\xfaA\x11\n" +
+	"\x0fdkimzone/DomainR\x06parent\x12\x1f\n" +
+	"\bselector\x18\x02 \x01(\tB\x03\xe0A\x02R\bselector\x12*\n" +
+	"\vprivate_key\x18\x03 \x01(\tB\t\xe0A\x02\xe0A\x04\x80\x01\x01R\n" +
+	"privateKey\x12$\n" +
+	"\vttl_seconds\x18\x04 \x01(\x05B\x03\xe0A\x01R\n" +
+	"ttlSeconds\x12\x1d\n" +
+	"\atesting\x18\x05 \x01(\bB\x03\xe0A\x01R\atesting\x12\x1a\n" +
+	"\x06in_use\x18\x06 \x01(\bB\x03\xe0A\x01R\x05inUse\x12(\n" +
+	"\rvalidate_only\x18\a \x01(\bB\x03\xe0A\x01R\fvalidateOnly\"\x86\x01\n" +
 	"\x17BatchPublishKeysRequest\x12.\n" +
 	"\x06parent\x18\x01 \x01(\tB\x16\xe0A\x02\xfaA\x10\n" +
 	"\x0edkimzone/BrandR\x06parent\x12;\n" +
@@ -2089,7 +2204,7 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\x10DeleteKeyRequest\x12(\n" +
 	"\x04name\x18\x01 \x01(\tB\x14\xe0A\x02\xfaA\x0e\n" +
 	"\fdkimzone/KeyR\x04name\x12\x17\n" +
-	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\x82\x1c\n" +
+	"\x04etag\x18\x02 \x01(\tB\x03\xe0A\x01R\x04etag2\x8f\x1d\n" +
 	"\rKeyManagement\x12_\n" +
 	"\n" +
 	"CreateZone\x12\x1a.dkim.v1.CreateZoneRequest\x1a\r.dkim.v1.Zone\"&\xdaA\fzone,zone_id\x82\xd3\xe4\x93\x02\x11:\x04zone\"\t/v1/zones\x12T\n" +
@@ -2123,7 +2238,8 @@ const file_dkim_v1_key_management_proto_rawDesc = "" +
 	"\bListKeys\x12\x18.dkim.v1.ListKeysRequest\x1a\x19.dkim.v1.ListKeysResponse\"5\xdaA\x06parent\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=brands/*/domains/*}/keys\x12c\n" +
 	"\x06GetKey\x12\x16.dkim.v1.GetKeyRequest\x1a\f.dkim.v1.Key\"3\xdaA\x04name\x82\xd3\xe4\x93\x02&\x12$/v1/{name=brands/*/domains/*/keys/*}\x12\x8c\x01\n" +
 	"\n" +
-	"PublishKey\x12\x1a.dkim.v1.PublishKeyRequest\x1a\f.dkim.v1.Key\"T\xdaA\x1aparent,selector,public_key\x82\xd3\xe4\x93\x021:\x01*\",/v1/{parent=brands/*/domains/*}/keys:publish\x12\x9d\x01\n" +
+	"PublishKey\x12\x1a.dkim.v1.PublishKeyRequest\x1a\f.dkim.v1.Key\"T\xdaA\x1aparent,selector,public_key\x82\xd3\xe4\x93\x021:\x01*\",/v1/{parent=brands/*/domains/*}/keys:publish\x12\x8a\x01\n" +
+	"\tImportKey\x12\x19.dkim.v1.ImportKeyRequest\x1a\f.dkim.v1.Key\"T\xdaA\x1bparent,selector,private_key\x82\xd3\xe4\x93\x020:\x01*\"+/v1/{parent=brands/*/domains/*}/keys:import\x12\x9d\x01\n" +
 	"\x10BatchPublishKeys\x12 .dkim.v1.BatchPublishKeysRequest\x1a!.dkim.v1.BatchPublishKeysResponse\"D\xdaA\x0fparent,requests\x82\xd3\xe4\x93\x02,:\x01*\"'/v1/{parent=brands/*}/keys:batchPublish\x12l\n" +
 	"\tDeleteKey\x12\x19.dkim.v1.DeleteKeyRequest\x1a\x0f.dkim.v1.Domain\"3\xdaA\x04name\x82\xd3\xe4\x93\x02&*$/v1/{name=brands/*/domains/*/keys/*}\x12\x81\x01\n" +
 	"\tRevokeKey\x12\x19.dkim.v1.RevokeKeyRequest\x1a\x1a.dkim.v1.RevokeKeyResponse\"=\xdaA\x04name\x82\xd3\xe4\x93\x020:\x01*\"+/v1/{name=brands/*/domains/*/keys/*}:revoke\x12h\n" +
@@ -2144,7 +2260,7 @@ func file_dkim_v1_key_management_proto_rawDescGZIP() []byte {
 }
 
 var file_dkim_v1_key_management_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dkim_v1_key_management_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_dkim_v1_key_management_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_dkim_v1_key_management_proto_goTypes = []any{
 	(WatchDomainsResponse_EventType)(0),     // 0: dkim.v1.WatchDomainsResponse.EventType
 	(*CreateZoneRequest)(nil),               // 1: dkim.v1.CreateZoneRequest
@@ -2177,56 +2293,57 @@ var file_dkim_v1_key_management_proto_goTypes = []any{
 	(*ListKeysResponse)(nil),                // 28: dkim.v1.ListKeysResponse
 	(*GetKeyRequest)(nil),                   // 29: dkim.v1.GetKeyRequest
 	(*PublishKeyRequest)(nil),               // 30: dkim.v1.PublishKeyRequest
-	(*BatchPublishKeysRequest)(nil),         // 31: dkim.v1.BatchPublishKeysRequest
-	(*BatchPublishKeysResponse)(nil),        // 32: dkim.v1.BatchPublishKeysResponse
-	(*DeleteKeyRequest)(nil),                // 33: dkim.v1.DeleteKeyRequest
-	(*BatchPublishKeysResponse_Result)(nil), // 34: dkim.v1.BatchPublishKeysResponse.Result
-	(*Zone)(nil),                            // 35: dkim.v1.Zone
-	(*fieldmaskpb.FieldMask)(nil),           // 36: google.protobuf.FieldMask
-	(*Brand)(nil),                           // 37: dkim.v1.Brand
-	(KeyAlgorithm)(0),                       // 38: dkim.v1.KeyAlgorithm
-	(*Domain)(nil),                          // 39: dkim.v1.Domain
-	(*Key)(nil),                             // 40: dkim.v1.Key
-	(*status.Status)(nil),                   // 41: google.rpc.Status
-	(*CheckDomainRequest)(nil),              // 42: dkim.v1.CheckDomainRequest
-	(*PlanRotationRequest)(nil),             // 43: dkim.v1.PlanRotationRequest
-	(*ListDomainEventsRequest)(nil),         // 44: dkim.v1.ListDomainEventsRequest
-	(*RevokeKeyRequest)(nil),                // 45: dkim.v1.RevokeKeyRequest
-	(*GetSignerRequest)(nil),                // 46: dkim.v1.GetSignerRequest
-	(*ListSignersRequest)(nil),              // 47: dkim.v1.ListSignersRequest
-	(*DeleteSignerRequest)(nil),             // 48: dkim.v1.DeleteSignerRequest
-	(*emptypb.Empty)(nil),                   // 49: google.protobuf.Empty
-	(*CheckDomainResponse)(nil),             // 50: dkim.v1.CheckDomainResponse
-	(*PlanRotationResponse)(nil),            // 51: dkim.v1.PlanRotationResponse
-	(*ListDomainEventsResponse)(nil),        // 52: dkim.v1.ListDomainEventsResponse
-	(*RevokeKeyResponse)(nil),               // 53: dkim.v1.RevokeKeyResponse
-	(*SignerRegistration)(nil),              // 54: dkim.v1.SignerRegistration
-	(*ListSignersResponse)(nil),             // 55: dkim.v1.ListSignersResponse
+	(*ImportKeyRequest)(nil),                // 31: dkim.v1.ImportKeyRequest
+	(*BatchPublishKeysRequest)(nil),         // 32: dkim.v1.BatchPublishKeysRequest
+	(*BatchPublishKeysResponse)(nil),        // 33: dkim.v1.BatchPublishKeysResponse
+	(*DeleteKeyRequest)(nil),                // 34: dkim.v1.DeleteKeyRequest
+	(*BatchPublishKeysResponse_Result)(nil), // 35: dkim.v1.BatchPublishKeysResponse.Result
+	(*Zone)(nil),                            // 36: dkim.v1.Zone
+	(*fieldmaskpb.FieldMask)(nil),           // 37: google.protobuf.FieldMask
+	(*Brand)(nil),                           // 38: dkim.v1.Brand
+	(KeyAlgorithm)(0),                       // 39: dkim.v1.KeyAlgorithm
+	(*Domain)(nil),                          // 40: dkim.v1.Domain
+	(*Key)(nil),                             // 41: dkim.v1.Key
+	(*status.Status)(nil),                   // 42: google.rpc.Status
+	(*CheckDomainRequest)(nil),              // 43: dkim.v1.CheckDomainRequest
+	(*PlanRotationRequest)(nil),             // 44: dkim.v1.PlanRotationRequest
+	(*ListDomainEventsRequest)(nil),         // 45: dkim.v1.ListDomainEventsRequest
+	(*RevokeKeyRequest)(nil),                // 46: dkim.v1.RevokeKeyRequest
+	(*GetSignerRequest)(nil),                // 47: dkim.v1.GetSignerRequest
+	(*ListSignersRequest)(nil),              // 48: dkim.v1.ListSignersRequest
+	(*DeleteSignerRequest)(nil),             // 49: dkim.v1.DeleteSignerRequest
+	(*emptypb.Empty)(nil),                   // 50: google.protobuf.Empty
+	(*CheckDomainResponse)(nil),             // 51: dkim.v1.CheckDomainResponse
+	(*PlanRotationResponse)(nil),            // 52: dkim.v1.PlanRotationResponse
+	(*ListDomainEventsResponse)(nil),        // 53: dkim.v1.ListDomainEventsResponse
+	(*RevokeKeyResponse)(nil),               // 54: dkim.v1.RevokeKeyResponse
+	(*SignerRegistration)(nil),              // 55: dkim.v1.SignerRegistration
+	(*ListSignersResponse)(nil),             // 56: dkim.v1.ListSignersResponse
 }
 var file_dkim_v1_key_management_proto_depIdxs = []int32{
-	35, // 0: dkim.v1.CreateZoneRequest.zone:type_name -> dkim.v1.Zone
-	35, // 1: dkim.v1.ListZonesResponse.zones:type_name -> dkim.v1.Zone
-	35, // 2: dkim.v1.UpdateZoneRequest.zone:type_name -> dkim.v1.Zone
-	36, // 3: dkim.v1.UpdateZoneRequest.update_mask:type_name -> google.protobuf.FieldMask
-	37, // 4: dkim.v1.CreateBrandRequest.brand:type_name -> dkim.v1.Brand
-	37, // 5: dkim.v1.ListBrandsResponse.brands:type_name -> dkim.v1.Brand
-	37, // 6: dkim.v1.UpdateBrandRequest.brand:type_name -> dkim.v1.Brand
-	36, // 7: dkim.v1.UpdateBrandRequest.update_mask:type_name -> google.protobuf.FieldMask
+	36, // 0: dkim.v1.CreateZoneRequest.zone:type_name -> dkim.v1.Zone
+	36, // 1: dkim.v1.ListZonesResponse.zones:type_name -> dkim.v1.Zone
+	36, // 2: dkim.v1.UpdateZoneRequest.zone:type_name -> dkim.v1.Zone
+	37, // 3: dkim.v1.UpdateZoneRequest.update_mask:type_name -> google.protobuf.FieldMask
+	38, // 4: dkim.v1.CreateBrandRequest.brand:type_name -> dkim.v1.Brand
+	38, // 5: dkim.v1.ListBrandsResponse.brands:type_name -> dkim.v1.Brand
+	38, // 6: dkim.v1.UpdateBrandRequest.brand:type_name -> dkim.v1.Brand
+	37, // 7: dkim.v1.UpdateBrandRequest.update_mask:type_name -> google.protobuf.FieldMask
 	17, // 8: dkim.v1.ProvisionDomainRequest.selectors:type_name -> dkim.v1.SelectorSpec
-	38, // 9: dkim.v1.ProvisionDomainRequest.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	38, // 10: dkim.v1.SelectorSpec.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	39, // 11: dkim.v1.ListDomainsResponse.domains:type_name -> dkim.v1.Domain
-	39, // 12: dkim.v1.UpdateDomainRequest.domain:type_name -> dkim.v1.Domain
-	36, // 13: dkim.v1.UpdateDomainRequest.update_mask:type_name -> google.protobuf.FieldMask
+	39, // 9: dkim.v1.ProvisionDomainRequest.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	39, // 10: dkim.v1.SelectorSpec.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	40, // 11: dkim.v1.ListDomainsResponse.domains:type_name -> dkim.v1.Domain
+	40, // 12: dkim.v1.UpdateDomainRequest.domain:type_name -> dkim.v1.Domain
+	37, // 13: dkim.v1.UpdateDomainRequest.update_mask:type_name -> google.protobuf.FieldMask
 	23, // 14: dkim.v1.UpdateDomainRequest.algorithm_changes:type_name -> dkim.v1.AlgorithmChange
-	38, // 15: dkim.v1.AlgorithmChange.from:type_name -> dkim.v1.KeyAlgorithm
-	38, // 16: dkim.v1.AlgorithmChange.to:type_name -> dkim.v1.KeyAlgorithm
+	39, // 15: dkim.v1.AlgorithmChange.from:type_name -> dkim.v1.KeyAlgorithm
+	39, // 16: dkim.v1.AlgorithmChange.to:type_name -> dkim.v1.KeyAlgorithm
 	0,  // 17: dkim.v1.WatchDomainsResponse.type:type_name -> dkim.v1.WatchDomainsResponse.EventType
-	39, // 18: dkim.v1.WatchDomainsResponse.domain:type_name -> dkim.v1.Domain
-	40, // 19: dkim.v1.ListKeysResponse.keys:type_name -> dkim.v1.Key
+	40, // 18: dkim.v1.WatchDomainsResponse.domain:type_name -> dkim.v1.Domain
+	41, // 19: dkim.v1.ListKeysResponse.keys:type_name -> dkim.v1.Key
 	30, // 20: dkim.v1.BatchPublishKeysRequest.requests:type_name -> dkim.v1.PublishKeyRequest
-	34, // 21: dkim.v1.BatchPublishKeysResponse.results:type_name -> dkim.v1.BatchPublishKeysResponse.Result
-	41, // 22: dkim.v1.BatchPublishKeysResponse.Result.error:type_name -> google.rpc.Status
+	35, // 21: dkim.v1.BatchPublishKeysResponse.results:type_name -> dkim.v1.BatchPublishKeysResponse.Result
+	42, // 22: dkim.v1.BatchPublishKeysResponse.Result.error:type_name -> google.rpc.Status
 	1,  // 23: dkim.v1.KeyManagement.CreateZone:input_type -> dkim.v1.CreateZoneRequest
 	2,  // 24: dkim.v1.KeyManagement.GetZone:input_type -> dkim.v1.GetZoneRequest
 	3,  // 25: dkim.v1.KeyManagement.ListZones:input_type -> dkim.v1.ListZonesRequest
@@ -2244,53 +2361,55 @@ var file_dkim_v1_key_management_proto_depIdxs = []int32{
 	19, // 37: dkim.v1.KeyManagement.ListDomains:input_type -> dkim.v1.ListDomainsRequest
 	22, // 38: dkim.v1.KeyManagement.UpdateDomain:input_type -> dkim.v1.UpdateDomainRequest
 	21, // 39: dkim.v1.KeyManagement.DeleteDomain:input_type -> dkim.v1.DeleteDomainRequest
-	42, // 40: dkim.v1.KeyManagement.CheckDomain:input_type -> dkim.v1.CheckDomainRequest
+	43, // 40: dkim.v1.KeyManagement.CheckDomain:input_type -> dkim.v1.CheckDomainRequest
 	24, // 41: dkim.v1.KeyManagement.RotateDomain:input_type -> dkim.v1.RotateDomainRequest
-	43, // 42: dkim.v1.KeyManagement.PlanRotation:input_type -> dkim.v1.PlanRotationRequest
-	44, // 43: dkim.v1.KeyManagement.ListDomainEvents:input_type -> dkim.v1.ListDomainEventsRequest
+	44, // 42: dkim.v1.KeyManagement.PlanRotation:input_type -> dkim.v1.PlanRotationRequest
+	45, // 43: dkim.v1.KeyManagement.ListDomainEvents:input_type -> dkim.v1.ListDomainEventsRequest
 	25, // 44: dkim.v1.KeyManagement.WatchDomains:input_type -> dkim.v1.WatchDomainsRequest
 	27, // 45: dkim.v1.KeyManagement.ListKeys:input_type -> dkim.v1.ListKeysRequest
 	29, // 46: dkim.v1.KeyManagement.GetKey:input_type -> dkim.v1.GetKeyRequest
 	30, // 47: dkim.v1.KeyManagement.PublishKey:input_type -> dkim.v1.PublishKeyRequest
-	31, // 48: dkim.v1.KeyManagement.BatchPublishKeys:input_type -> dkim.v1.BatchPublishKeysRequest
-	33, // 49: dkim.v1.KeyManagement.DeleteKey:input_type -> dkim.v1.DeleteKeyRequest
-	45, // 50: dkim.v1.KeyManagement.RevokeKey:input_type -> dkim.v1.RevokeKeyRequest
-	46, // 51: dkim.v1.KeyManagement.GetSigner:input_type -> dkim.v1.GetSignerRequest
-	47, // 52: dkim.v1.KeyManagement.ListSigners:input_type -> dkim.v1.ListSignersRequest
-	48, // 53: dkim.v1.KeyManagement.DeleteSigner:input_type -> dkim.v1.DeleteSignerRequest
-	35, // 54: dkim.v1.KeyManagement.CreateZone:output_type -> dkim.v1.Zone
-	35, // 55: dkim.v1.KeyManagement.GetZone:output_type -> dkim.v1.Zone
-	4,  // 56: dkim.v1.KeyManagement.ListZones:output_type -> dkim.v1.ListZonesResponse
-	35, // 57: dkim.v1.KeyManagement.UpdateZone:output_type -> dkim.v1.Zone
-	49, // 58: dkim.v1.KeyManagement.DeleteZone:output_type -> google.protobuf.Empty
-	35, // 59: dkim.v1.KeyManagement.AcceptZoneDeletions:output_type -> dkim.v1.Zone
-	9,  // 60: dkim.v1.KeyManagement.ExportZone:output_type -> dkim.v1.ExportZoneResponse
-	37, // 61: dkim.v1.KeyManagement.CreateBrand:output_type -> dkim.v1.Brand
-	37, // 62: dkim.v1.KeyManagement.GetBrand:output_type -> dkim.v1.Brand
-	13, // 63: dkim.v1.KeyManagement.ListBrands:output_type -> dkim.v1.ListBrandsResponse
-	37, // 64: dkim.v1.KeyManagement.UpdateBrand:output_type -> dkim.v1.Brand
-	49, // 65: dkim.v1.KeyManagement.DeleteBrand:output_type -> google.protobuf.Empty
-	39, // 66: dkim.v1.KeyManagement.ProvisionDomain:output_type -> dkim.v1.Domain
-	39, // 67: dkim.v1.KeyManagement.GetDomain:output_type -> dkim.v1.Domain
-	20, // 68: dkim.v1.KeyManagement.ListDomains:output_type -> dkim.v1.ListDomainsResponse
-	39, // 69: dkim.v1.KeyManagement.UpdateDomain:output_type -> dkim.v1.Domain
-	39, // 70: dkim.v1.KeyManagement.DeleteDomain:output_type -> dkim.v1.Domain
-	50, // 71: dkim.v1.KeyManagement.CheckDomain:output_type -> dkim.v1.CheckDomainResponse
-	39, // 72: dkim.v1.KeyManagement.RotateDomain:output_type -> dkim.v1.Domain
-	51, // 73: dkim.v1.KeyManagement.PlanRotation:output_type -> dkim.v1.PlanRotationResponse
-	52, // 74: dkim.v1.KeyManagement.ListDomainEvents:output_type -> dkim.v1.ListDomainEventsResponse
-	26, // 75: dkim.v1.KeyManagement.WatchDomains:output_type -> dkim.v1.WatchDomainsResponse
-	28, // 76: dkim.v1.KeyManagement.ListKeys:output_type -> dkim.v1.ListKeysResponse
-	40, // 77: dkim.v1.KeyManagement.GetKey:output_type -> dkim.v1.Key
-	40, // 78: dkim.v1.KeyManagement.PublishKey:output_type -> dkim.v1.Key
-	32, // 79: dkim.v1.KeyManagement.BatchPublishKeys:output_type -> dkim.v1.BatchPublishKeysResponse
-	39, // 80: dkim.v1.KeyManagement.DeleteKey:output_type -> dkim.v1.Domain
-	53, // 81: dkim.v1.KeyManagement.RevokeKey:output_type -> dkim.v1.RevokeKeyResponse
-	54, // 82: dkim.v1.KeyManagement.GetSigner:output_type -> dkim.v1.SignerRegistration
-	55, // 83: dkim.v1.KeyManagement.ListSigners:output_type -> dkim.v1.ListSignersResponse
-	49, // 84: dkim.v1.KeyManagement.DeleteSigner:output_type -> google.protobuf.Empty
-	54, // [54:85] is the sub-list for method output_type
-	23, // [23:54] is the sub-list for method input_type
+	31, // 48: dkim.v1.KeyManagement.ImportKey:input_type -> dkim.v1.ImportKeyRequest
+	32, // 49: dkim.v1.KeyManagement.BatchPublishKeys:input_type -> dkim.v1.BatchPublishKeysRequest
+	34, // 50: dkim.v1.KeyManagement.DeleteKey:input_type -> dkim.v1.DeleteKeyRequest
+	46, // 51: dkim.v1.KeyManagement.RevokeKey:input_type -> dkim.v1.RevokeKeyRequest
+	47, // 52: dkim.v1.KeyManagement.GetSigner:input_type -> dkim.v1.GetSignerRequest
+	48, // 53: dkim.v1.KeyManagement.ListSigners:input_type -> dkim.v1.ListSignersRequest
+	49, // 54: dkim.v1.KeyManagement.DeleteSigner:input_type -> dkim.v1.DeleteSignerRequest
+	36, // 55: dkim.v1.KeyManagement.CreateZone:output_type -> dkim.v1.Zone
+	36, // 56: dkim.v1.KeyManagement.GetZone:output_type -> dkim.v1.Zone
+	4,  // 57: dkim.v1.KeyManagement.ListZones:output_type -> dkim.v1.ListZonesResponse
+	36, // 58: dkim.v1.KeyManagement.UpdateZone:output_type -> dkim.v1.Zone
+	50, // 59: dkim.v1.KeyManagement.DeleteZone:output_type -> google.protobuf.Empty
+	36, // 60: dkim.v1.KeyManagement.AcceptZoneDeletions:output_type -> dkim.v1.Zone
+	9,  // 61: dkim.v1.KeyManagement.ExportZone:output_type -> dkim.v1.ExportZoneResponse
+	38, // 62: dkim.v1.KeyManagement.CreateBrand:output_type -> dkim.v1.Brand
+	38, // 63: dkim.v1.KeyManagement.GetBrand:output_type -> dkim.v1.Brand
+	13, // 64: dkim.v1.KeyManagement.ListBrands:output_type -> dkim.v1.ListBrandsResponse
+	38, // 65: dkim.v1.KeyManagement.UpdateBrand:output_type -> dkim.v1.Brand
+	50, // 66: dkim.v1.KeyManagement.DeleteBrand:output_type -> google.protobuf.Empty
+	40, // 67: dkim.v1.KeyManagement.ProvisionDomain:output_type -> dkim.v1.Domain
+	40, // 68: dkim.v1.KeyManagement.GetDomain:output_type -> dkim.v1.Domain
+	20, // 69: dkim.v1.KeyManagement.ListDomains:output_type -> dkim.v1.ListDomainsResponse
+	40, // 70: dkim.v1.KeyManagement.UpdateDomain:output_type -> dkim.v1.Domain
+	40, // 71: dkim.v1.KeyManagement.DeleteDomain:output_type -> dkim.v1.Domain
+	51, // 72: dkim.v1.KeyManagement.CheckDomain:output_type -> dkim.v1.CheckDomainResponse
+	40, // 73: dkim.v1.KeyManagement.RotateDomain:output_type -> dkim.v1.Domain
+	52, // 74: dkim.v1.KeyManagement.PlanRotation:output_type -> dkim.v1.PlanRotationResponse
+	53, // 75: dkim.v1.KeyManagement.ListDomainEvents:output_type -> dkim.v1.ListDomainEventsResponse
+	26, // 76: dkim.v1.KeyManagement.WatchDomains:output_type -> dkim.v1.WatchDomainsResponse
+	28, // 77: dkim.v1.KeyManagement.ListKeys:output_type -> dkim.v1.ListKeysResponse
+	41, // 78: dkim.v1.KeyManagement.GetKey:output_type -> dkim.v1.Key
+	41, // 79: dkim.v1.KeyManagement.PublishKey:output_type -> dkim.v1.Key
+	41, // 80: dkim.v1.KeyManagement.ImportKey:output_type -> dkim.v1.Key
+	33, // 81: dkim.v1.KeyManagement.BatchPublishKeys:output_type -> dkim.v1.BatchPublishKeysResponse
+	40, // 82: dkim.v1.KeyManagement.DeleteKey:output_type -> dkim.v1.Domain
+	54, // 83: dkim.v1.KeyManagement.RevokeKey:output_type -> dkim.v1.RevokeKeyResponse
+	55, // 84: dkim.v1.KeyManagement.GetSigner:output_type -> dkim.v1.SignerRegistration
+	56, // 85: dkim.v1.KeyManagement.ListSigners:output_type -> dkim.v1.ListSignersResponse
+	50, // 86: dkim.v1.KeyManagement.DeleteSigner:output_type -> google.protobuf.Empty
+	55, // [55:87] is the sub-list for method output_type
+	23, // [23:55] is the sub-list for method input_type
 	23, // [23:23] is the sub-list for extension type_name
 	23, // [23:23] is the sub-list for extension extendee
 	0,  // [0:23] is the sub-list for field type_name
@@ -2310,7 +2429,7 @@ func file_dkim_v1_key_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dkim_v1_key_management_proto_rawDesc), len(file_dkim_v1_key_management_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

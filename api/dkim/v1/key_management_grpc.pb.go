@@ -45,6 +45,7 @@ const (
 	KeyManagement_ListKeys_FullMethodName            = "/dkim.v1.KeyManagement/ListKeys"
 	KeyManagement_GetKey_FullMethodName              = "/dkim.v1.KeyManagement/GetKey"
 	KeyManagement_PublishKey_FullMethodName          = "/dkim.v1.KeyManagement/PublishKey"
+	KeyManagement_ImportKey_FullMethodName           = "/dkim.v1.KeyManagement/ImportKey"
 	KeyManagement_BatchPublishKeys_FullMethodName    = "/dkim.v1.KeyManagement/BatchPublishKeys"
 	KeyManagement_DeleteKey_FullMethodName           = "/dkim.v1.KeyManagement/DeleteKey"
 	KeyManagement_RevokeKey_FullMethodName           = "/dkim.v1.KeyManagement/RevokeKey"
@@ -188,7 +189,9 @@ type KeyManagementClient interface {
 	// Publishes the public half of a key made elsewhere in a selector of its own;
 	// the domain is created if it is not there. Idempotent for the same key, whose
 	// TTL, if one is given, and test flag it changes. INVALID_ARGUMENT INVALID_DOMAIN, INVALID_SELECTOR,
-	// INVALID_PUBLIC_KEY, PRIVATE_KEY_GIVEN, KEY_SIZE_REFUSED, INVALID_TTL;
+	// INVALID_PUBLIC_KEY, PRIVATE_KEY_GIVEN, KEY_SIZE_REFUSED,
+	// KEY_EXPONENT_REFUSED, WEAK_KEY, WELL_KNOWN_KEY (the `detail` of the ErrorInfo
+	// says more: ROCA, SMALL_FACTOR, CLOSE_PRIMES), INVALID_TTL;
 	// NOT_FOUND BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED, KEY_PUBLISHED
 	// (under another name); FAILED_PRECONDITION DOMAIN_RESERVED,
 	// HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT,
@@ -196,6 +199,22 @@ type KeyManagementClient interface {
 	// domains as it may have); PERMISSION_DENIED ADMISSION_DENIED, UNAVAILABLE
 	// ADMISSION_UNAVAILABLE (as ProvisionDomain).
 	PublishKey(ctx context.Context, in *PublishKeyRequest, opts ...grpc.CallOption) (*Key, error)
+	// Takes over a key pair that was made elsewhere: publishes the public half in a
+	// selector of its own, and keeps the private half, sealed, to sign with. The
+	// service rotates the selector from then on; the domain is created if it is not
+	// there. A key that is in use already is ACTIVE at once, any other is PREPARED.
+	// Idempotent for the same key. A key that PublishKey published in the same
+	// selector gets its private half. INVALID_ARGUMENT INVALID_DOMAIN,
+	// INVALID_SELECTOR, INVALID_TTL; INVALID_PRIVATE_KEY, PUBLIC_KEY_GIVEN,
+	// KEY_SIZE_REFUSED, KEY_EXPONENT_REFUSED, WEAK_KEY, WELL_KNOWN_KEY (the `detail`
+	// of the ErrorInfo says more: ROCA, SMALL_FACTOR, CLOSE_PRIMES, BAD_PRIMES,
+	// KEY_MISMATCH, ENCRYPTED_KEY …); NOT_FOUND BRAND_NOT_FOUND; ALREADY_EXISTS
+	// DOMAIN_CLAIMED, KEY_PUBLISHED (under another name); FAILED_PRECONDITION
+	// DOMAIN_RESERVED, HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG,
+	// SELECTOR_CONFLICT, TOO_MANY_KEYS, KEY_ACTIVE (another key of the algorithm
+	// signs), KEY_REVOKED; RESOURCE_EXHAUSTED QUOTA_EXCEEDED, PERMISSION_DENIED
+	// ADMISSION_DENIED, UNAVAILABLE ADMISSION_UNAVAILABLE (as ProvisionDomain).
+	ImportKey(ctx context.Context, in *ImportKeyRequest, opts ...grpc.CallOption) (*Key, error)
 	// PublishKey for many keys of one brand: each request has a result of its
 	// own, as PublishKey would have ended, and what is refused does not hinder the
 	// others. Those of one domain may be stored together; a domain is never left
@@ -511,6 +530,16 @@ func (c *keyManagementClient) PublishKey(ctx context.Context, in *PublishKeyRequ
 	return out, nil
 }
 
+func (c *keyManagementClient) ImportKey(ctx context.Context, in *ImportKeyRequest, opts ...grpc.CallOption) (*Key, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Key)
+	err := c.cc.Invoke(ctx, KeyManagement_ImportKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keyManagementClient) BatchPublishKeys(ctx context.Context, in *BatchPublishKeysRequest, opts ...grpc.CallOption) (*BatchPublishKeysResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(BatchPublishKeysResponse)
@@ -706,7 +735,9 @@ type KeyManagementServer interface {
 	// Publishes the public half of a key made elsewhere in a selector of its own;
 	// the domain is created if it is not there. Idempotent for the same key, whose
 	// TTL, if one is given, and test flag it changes. INVALID_ARGUMENT INVALID_DOMAIN, INVALID_SELECTOR,
-	// INVALID_PUBLIC_KEY, PRIVATE_KEY_GIVEN, KEY_SIZE_REFUSED, INVALID_TTL;
+	// INVALID_PUBLIC_KEY, PRIVATE_KEY_GIVEN, KEY_SIZE_REFUSED,
+	// KEY_EXPONENT_REFUSED, WEAK_KEY, WELL_KNOWN_KEY (the `detail` of the ErrorInfo
+	// says more: ROCA, SMALL_FACTOR, CLOSE_PRIMES), INVALID_TTL;
 	// NOT_FOUND BRAND_NOT_FOUND; ALREADY_EXISTS DOMAIN_CLAIMED, KEY_PUBLISHED
 	// (under another name); FAILED_PRECONDITION DOMAIN_RESERVED,
 	// HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG, SELECTOR_CONFLICT,
@@ -714,6 +745,22 @@ type KeyManagementServer interface {
 	// domains as it may have); PERMISSION_DENIED ADMISSION_DENIED, UNAVAILABLE
 	// ADMISSION_UNAVAILABLE (as ProvisionDomain).
 	PublishKey(context.Context, *PublishKeyRequest) (*Key, error)
+	// Takes over a key pair that was made elsewhere: publishes the public half in a
+	// selector of its own, and keeps the private half, sealed, to sign with. The
+	// service rotates the selector from then on; the domain is created if it is not
+	// there. A key that is in use already is ACTIVE at once, any other is PREPARED.
+	// Idempotent for the same key. A key that PublishKey published in the same
+	// selector gets its private half. INVALID_ARGUMENT INVALID_DOMAIN,
+	// INVALID_SELECTOR, INVALID_TTL; INVALID_PRIVATE_KEY, PUBLIC_KEY_GIVEN,
+	// KEY_SIZE_REFUSED, KEY_EXPONENT_REFUSED, WEAK_KEY, WELL_KNOWN_KEY (the `detail`
+	// of the ErrorInfo says more: ROCA, SMALL_FACTOR, CLOSE_PRIMES, BAD_PRIMES,
+	// KEY_MISMATCH, ENCRYPTED_KEY …); NOT_FOUND BRAND_NOT_FOUND; ALREADY_EXISTS
+	// DOMAIN_CLAIMED, KEY_PUBLISHED (under another name); FAILED_PRECONDITION
+	// DOMAIN_RESERVED, HOST_LABEL_TAKEN, SELECTOR_IN_USE, SELECTOR_TOO_LONG,
+	// SELECTOR_CONFLICT, TOO_MANY_KEYS, KEY_ACTIVE (another key of the algorithm
+	// signs), KEY_REVOKED; RESOURCE_EXHAUSTED QUOTA_EXCEEDED, PERMISSION_DENIED
+	// ADMISSION_DENIED, UNAVAILABLE ADMISSION_UNAVAILABLE (as ProvisionDomain).
+	ImportKey(context.Context, *ImportKeyRequest) (*Key, error)
 	// PublishKey for many keys of one brand: each request has a result of its
 	// own, as PublishKey would have ended, and what is refused does not hinder the
 	// others. Those of one domain may be stored together; a domain is never left
@@ -826,6 +873,9 @@ func (UnimplementedKeyManagementServer) GetKey(context.Context, *GetKeyRequest) 
 }
 func (UnimplementedKeyManagementServer) PublishKey(context.Context, *PublishKeyRequest) (*Key, error) {
 	return nil, status.Error(codes.Unimplemented, "method PublishKey not implemented")
+}
+func (UnimplementedKeyManagementServer) ImportKey(context.Context, *ImportKeyRequest) (*Key, error) {
+	return nil, status.Error(codes.Unimplemented, "method ImportKey not implemented")
 }
 func (UnimplementedKeyManagementServer) BatchPublishKeys(context.Context, *BatchPublishKeysRequest) (*BatchPublishKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method BatchPublishKeys not implemented")
@@ -1295,6 +1345,24 @@ func _KeyManagement_PublishKey_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyManagement_ImportKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyManagementServer).ImportKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyManagement_ImportKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyManagementServer).ImportKey(ctx, req.(*ImportKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyManagement_BatchPublishKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(BatchPublishKeysRequest)
 	if err := dec(in); err != nil {
@@ -1497,6 +1565,10 @@ var KeyManagement_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PublishKey",
 			Handler:    _KeyManagement_PublishKey_Handler,
+		},
+		{
+			MethodName: "ImportKey",
+			Handler:    _KeyManagement_ImportKey_Handler,
 		},
 		{
 			MethodName: "BatchPublishKeys",

@@ -1245,7 +1245,9 @@ type Key struct {
 	// See Domain.revision.
 	Revision int64 `protobuf:"varint,16,opt,name=revision,proto3" json:"revision,omitempty"`
 	// It was revoked because others may hold its private half.
-	Compromised   bool `protobuf:"varint,17,opt,name=compromised,proto3" json:"compromised,omitempty"`
+	Compromised bool `protobuf:"varint,17,opt,name=compromised,proto3" json:"compromised,omitempty"`
+	// Its private half came with ImportKey.
+	Imported      bool `protobuf:"varint,18,opt,name=imported,proto3" json:"imported,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1399,6 +1401,13 @@ func (x *Key) GetCompromised() bool {
 	return false
 }
 
+func (x *Key) GetImported() bool {
+	if x != nil {
+		return x.Imported
+	}
+	return false
+}
+
 var File_dkim_v1_resources_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_resources_proto_rawDesc = "" +
@@ -1504,7 +1513,7 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\vcname_check\x18\t \x01(\v2\x0e.dkim.v1.CheckB\x03\xe0A\x03R\n" +
 	"cnameCheck\x126\n" +
 	"\frecord_check\x18\n" +
-	" \x01(\v2\x0e.dkim.v1.CheckB\x03\xe0A\x03R\vrecordCheck\"\xcc\x06\n" +
+	" \x01(\v2\x0e.dkim.v1.CheckB\x03\xe0A\x03R\vrecordCheck\"\xed\x06\n" +
 	"\x03Key\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12\x1f\n" +
 	"\bselector\x18\x02 \x01(\tB\x03\xe0A\x03R\bselector\x128\n" +
@@ -1528,7 +1537,8 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\vrevoke_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampB\x03\xe0A\x03R\n" +
 	"revokeTime\x12\x1f\n" +
 	"\brevision\x18\x10 \x01(\x03B\x03\xe0A\x03R\brevision\x12%\n" +
-	"\vcompromised\x18\x11 \x01(\bB\x03\xe0A\x03R\vcompromised:H\xeaAE\n" +
+	"\vcompromised\x18\x11 \x01(\bB\x03\xe0A\x03R\vcompromised\x12\x1f\n" +
+	"\bimported\x18\x12 \x01(\bB\x03\xe0A\x03R\bimported:H\xeaAE\n" +
 	"\fdkimzone/Key\x12*brands/{brand}/domains/{domain}/keys/{key}*\x04keys2\x03key*\x87\x01\n" +
 	"\vSigningMode\x12\x1c\n" +
 	"\x18SIGNING_MODE_UNSPECIFIED\x10\x00\x12\x1b\n" +

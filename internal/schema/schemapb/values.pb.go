@@ -663,8 +663,10 @@ type Key struct {
 	RevokeTimeMicros   int64  `protobuf:"varint,11,opt,name=revoke_time_micros,json=revokeTimeMicros,proto3" json:"revoke_time_micros,omitempty"`
 	Testing            bool   `protobuf:"varint,12,opt,name=testing,proto3" json:"testing,omitempty"`
 	Compromised        bool   `protobuf:"varint,13,opt,name=compromised,proto3" json:"compromised,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// The private half was made elsewhere, and others may have it.
+	Imported      bool `protobuf:"varint,14,opt,name=imported,proto3" json:"imported,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Key) Reset() {
@@ -784,6 +786,13 @@ func (x *Key) GetTesting() bool {
 func (x *Key) GetCompromised() bool {
 	if x != nil {
 		return x.Compromised
+	}
+	return false
+}
+
+func (x *Key) GetImported() bool {
+	if x != nil {
+		return x.Imported
 	}
 	return false
 }
@@ -2083,7 +2092,7 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\x0ehistory_blocks\x18\v \x01(\rR\rhistoryBlocks\"D\n" +
 	"\bSelector\x12\x1a\n" +
 	"\bselector\x18\x01 \x01(\tR\bselector\x12\x1c\n" +
-	"\talgorithm\x18\x02 \x01(\rR\talgorithm\"\xbc\x03\n" +
+	"\talgorithm\x18\x02 \x01(\rR\talgorithm\"\xd8\x03\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bselector\x18\x02 \x01(\tR\bselector\x12\x1c\n" +
@@ -2099,7 +2108,8 @@ const file_schemapb_values_proto_rawDesc = "" +
 	" \x01(\x03R\x10retireTimeMicros\x12,\n" +
 	"\x12revoke_time_micros\x18\v \x01(\x03R\x10revokeTimeMicros\x12\x18\n" +
 	"\atesting\x18\f \x01(\bR\atesting\x12 \n" +
-	"\vcompromised\x18\r \x01(\bR\vcompromised\"\x8f\x01\n" +
+	"\vcompromised\x18\r \x01(\bR\vcompromised\x12\x1a\n" +
+	"\bimported\x18\x0e \x01(\bR\bimported\"\x8f\x01\n" +
 	"\n" +
 	"LabelClaim\x12\x14\n" +
 	"\x05brand\x18\x01 \x01(\tR\x05brand\x12\x16\n" +
