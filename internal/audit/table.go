@@ -99,6 +99,8 @@ var table = map[string]row{
 	access + "ListBrandSecrets":  {kind: read, resource: "{parent}"},
 	access + "RevokeBrandSecret": {resource: "{name}"},
 
+	"/dkim.v1.Callers/GetCaller": {kind: read},
+
 	custody + "GetKeyEncryption":    {kind: read},
 	custody + "RotateKeyEncryption": {resource: "keyEncryption", asked: []string{"data_keys"}, after: []string{"key"}},
 
