@@ -141,4 +141,6 @@ type Resolution struct {
 	Reason, Message string
 	// ValidUntil is when to ask again. A signer that gets no answer then goes on with what it has.
 	ValidUntil time.Time
+	// ChangeAt is when time alone may change the answer, as a proof then has stood for long enough; zero: never.
+	ChangeAt time.Time
 }

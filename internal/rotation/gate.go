@@ -284,6 +284,10 @@ func (p *Policy) validity() time.Duration {
 	return min(5*time.Minute, p.CheckInterval, p.Drain/2)
 }
 
+// Hold is how long a key may sign after it was last known to be ACTIVE. If it was retired right then, it is still
+// published for Drain from the retirement, so mail that is signed at the end of Hold has half of that to arrive.
+func (p *Policy) Hold() time.Duration { return p.Drain / 2 }
+
 func gapOver(l *look, k *Key) block { return l.before(RefillTime(*l.p, *k), ReasonResting) }
 
 // RefillTime is when the selector of a REVOKED key may show another one: a selector never goes from one live key to

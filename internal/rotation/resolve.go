@@ -26,45 +26,50 @@ func resolve(off gateID, mode Mode, p *Policy, own, shared, def *View, now time.
 	r := Resolution{ValidUntil: now.Add(p.validity())}
 	switch {
 	case mode == ModeBrandDefault:
-		if r.Keys, r.Reason, r.Message = signers(off, p, def, nil, now); r.Keys != nil {
+		if r.sign(off, p, def, nil, now); r.Keys != nil {
 			r.Reason, r.Message = ReasonDefaultKey, "the brand signs with its default key"
 		}
 		return r
 	case own == nil:
 		r.Reason, r.Message = ReasonUnknownDomain, "the brand has no such domain"
 	case mode == ModeBrandShared:
-		if r.Keys, r.Reason, r.Message = signers(off, p, shared, own, now); r.Keys != nil {
+		if r.sign(off, p, shared, own, now); r.Keys != nil {
 			r.Reason, r.Message = ReasonSharedKey, "the brand's shared key signs"
 			return r
 		}
 	default:
-		if r.Keys, r.Reason, r.Message = signers(off, p, own, nil, now); r.Keys != nil {
+		if r.sign(off, p, own, nil, now); r.Keys != nil {
 			r.Reason, r.Message = ReasonOwnKey, "the domain's own key signs"
 			return r
 		}
 	}
-	if r.Keys, _, _ = signers(off, p, def, nil, now); r.Keys != nil {
+	reason, message := r.Reason, r.Message
+	r.sign(off, p, def, nil, now)
+	r.Reason = reason
+	if r.Keys != nil {
 		r.Fallback = true
-		r.Message = "the brand's default key signs, since " + r.Message
+		r.Message = "the brand's default key signs, since " + message
 		return r
 	}
-	r.Message = "nothing signs, since " + r.Message + ", and the brand has no default key that can be used"
+	r.Message = "nothing signs, since " + message + ", and the brand has no default key that can be used"
 	return r
 }
 
-// signers are the keys of a view that may sign for the domain: its own, or that of the user, which then must alias it.
-// If there are none it says why.
-func signers(off gateID, p *Policy, v, user *View, now time.Time) (keys []SigningKey, reason, message string) {
+// sign puts the keys of a view into r that may sign for the domain: its own, or that of the user, which then must alias
+// it. If there are none it says why.
+func (r *Resolution) sign(off gateID, p *Policy, v, user *View, now time.Time) {
+	r.Keys, r.Reason, r.Message = nil, "", ""
 	if v == nil {
-		return nil, ReasonNoKeys, "there are no keys"
+		r.Reason, r.Message = ReasonNoKeys, "there are no keys"
+		return
 	}
 	l := &look{p: p, d: &v.Domain, e: &v.Evidence, now: now, off: off}
 	for _, a := range l.algorithms(nil) {
 		l.enter(a, nil)
 		if l.active == nil {
-			if reason == "" {
+			if r.Reason == "" {
 				c := l.signing(l.turn())
-				reason, message = c.Reason, c.Message
+				r.Reason, r.Message = c.Reason, c.Message
 			}
 			continue
 		}
@@ -74,19 +79,21 @@ func signers(off gateID, p *Policy, v, user *View, now time.Time) (keys []Signin
 			b = from.aliasOf(l.active, l.lead(l.active))
 		}
 		if !b.open() {
-			reason, message = b.reason, from.sentence(b)
+			r.Reason, r.Message = b.reason, from.sentence(b)
+			if at := b.until; !at.IsZero() && (r.ChangeAt.IsZero() || at.Before(r.ChangeAt)) {
+				r.ChangeAt = at
+			}
 			continue
 		}
 		d := v.Domain.Name
 		if user != nil {
 			d = user.Domain.Name
 		}
-		keys = append(keys, SigningKey{Domain: d, Selector: l.active.Selector, KeyID: l.active.ID, Owner: v.Domain.Name, Algorithm: l.active.Algorithm})
+		r.Keys = append(r.Keys, SigningKey{Domain: d, Selector: l.active.Selector, KeyID: l.active.ID, Owner: v.Domain.Name, Algorithm: l.active.Algorithm})
 	}
-	if reason == "" {
-		reason, message = ReasonNoKeys, "there are no keys"
+	if r.Reason == "" {
+		r.Reason, r.Message = ReasonNoKeys, "there are no keys"
 	}
-	return keys, reason, message
 }
 
 // aliasOf is why the domain cannot use a key of the brand's.

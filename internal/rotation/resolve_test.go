@@ -75,8 +75,18 @@ func TestResolve(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			got := rotation.Resolve(tt.mode, own.p, tt.own, tt.shared, tt.def, own.t)
 			want := rotation.Resolution{Keys: tt.keys, Fallback: tt.fallback, Reason: tt.reason, Message: got.Message, ValidUntil: own.t.Add(5 * time.Minute)}
+			if want.ChangeAt = got.ChangeAt; got.ChangeAt.IsZero() == (tt.reason == rotation.ReasonLead) {
+				t.Errorf("changes at %s", got.ChangeAt)
+			}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("resolution (-want +got):\n%s", diff)
+			}
+			if !got.ChangeAt.IsZero() {
+				before := rotation.Resolve(tt.mode, own.p, tt.own, tt.shared, tt.def, got.ChangeAt.Add(-1))
+				after := rotation.Resolve(tt.mode, own.p, tt.own, tt.shared, tt.def, got.ChangeAt)
+				if !before.Fallback || after.Fallback || after.Keys == nil {
+					t.Errorf("a nanosecond before the change %v, then %v", before, after)
+				}
 			}
 			if got.Message == "" {
 				t.Error("no message")
