@@ -141,7 +141,12 @@ func (d *Domain) marshal() ([]byte, error) {
 }
 
 // domainFrom decodes a domain. Its errors wrap schema.ErrCorrupt.
-func domainFrom(kv *mvccpb.KeyValue) (Domain, error) {
+func domainFrom(kv *mvccpb.KeyValue) (Domain, error) { return decodeDomain(kv, true) }
+
+// bareDomainFrom is domainFrom without the events.
+func bareDomainFrom(kv *mvccpb.KeyValue) (Domain, error) { return decodeDomain(kv, false) }
+
+func decodeDomain(kv *mvccpb.KeyValue, events bool) (Domain, error) {
 	brand, name, ok := schema.ParseDomainKey(string(kv.Key))
 	if !ok {
 		return Domain{}, fmt.Errorf("%w: %q is no domain's key", schema.ErrCorrupt, kv.Key)
@@ -178,6 +183,9 @@ func domainFrom(kv *mvccpb.KeyValue) (Domain, error) {
 			return Domain{}, fmt.Errorf("domain %s of %s: %w", name, brand, err)
 		}
 		d.Keys = append(d.Keys, k)
+	}
+	if !events {
+		return d, nil
 	}
 	var err error
 	if d.Events, err = eventsFrom(v.GetEvents(), d.impliedWords()); err != nil {

@@ -30,6 +30,7 @@ type Fake struct {
 	live      map[string]*mvccpb.KeyValue
 	history   []*clientv3.Event // of all revisions, in order
 	changed   chan struct{}     // closed and replaced at each change
+	asked     int               // how often RequestProgress was called
 	fail      error
 }
 
@@ -67,8 +68,24 @@ func (f *Fake) Watch(ctx context.Context, key string, opts ...clientv3.OpOption)
 	return out
 }
 
+// RequestProgress makes every watch say to which revision it has sent all
+// changes, once it has.
+func (f *Fake) RequestProgress(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return f.fail
+	}
+	f.asked++
+	f.wake()
+	return nil
+}
+
 func (f *Fake) watch(ctx context.Context, from, end []byte, next int64, out chan<- clientv3.WatchResponse) {
 	defer close(out)
+	f.mu.Lock()
+	told := f.asked
+	f.mu.Unlock()
 	for {
 		f.mu.Lock()
 		if next == 0 {
@@ -89,9 +106,13 @@ func (f *Fake) watch(ctx context.Context, from, end []byte, next int64, out chan
 			}
 		}
 		changed := f.changed
+		progress := len(resp.Events) == 0 && !resp.Canceled && told != f.asked
+		if progress {
+			told = f.asked
+		}
 		f.mu.Unlock()
 
-		if len(resp.Events) == 0 && !resp.Canceled {
+		if len(resp.Events) == 0 && !resp.Canceled && !progress {
 			select {
 			case <-changed:
 			case <-ctx.Done():
