@@ -88,6 +88,7 @@ admin certificates (<data-dir>/pki), and the client configuration
 	o.Guard.add(f)
 	o.Checks.add(f)
 	o.Audit.add(f, "audit.log in the data directory")
+	o.Signing.add(f)
 	logs.add(f)
 	return cmd
 }
@@ -135,6 +136,7 @@ by CoreDNS nodes with the dkim plugin.`,
 	o.Guard.add(f)
 	o.Checks.add(f)
 	o.Audit.add(f, "-")
+	o.Signing.add(f)
 	logs.add(f)
 	return cmd
 }

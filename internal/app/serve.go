@@ -18,11 +18,12 @@ type Serve struct {
 	CAFile, CertFile, KeyFile string // of the gRPC and HTTPS listeners
 	KEK                       KEK
 	Listen
-	Access Access
-	Guard  Guard
-	Checks Checks
-	Audit  Audit
-	Logger *slog.Logger
+	Access  Access
+	Guard   Guard
+	Checks  Checks
+	Audit   Audit
+	Signing Signing
+	Logger  *slog.Logger
 	// Started, if not nil, is called with the bound addresses once all serve.
 	Started func(Addresses)
 }
@@ -64,6 +65,11 @@ func (o Serve) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, account.close()) }()
 	backend.keepAccount(account)
+	stopSigning, err := backend.startSigning(ctx, o.Signing, o.Logger)
+	if err != nil {
+		return err
+	}
+	defer stopSigning()
 	srv, err := newServers(bound, tlsConfig, backend, nil, o.Logger)
 	if err != nil {
 		return err

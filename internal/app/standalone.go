@@ -38,11 +38,12 @@ type Standalone struct {
 	DNS     string // address of the name server, UDP and TCP
 	KEK     KEK    // without a URL: <DataDir>/kek.key, made on the first start
 	Listen
-	Access Access
-	Guard  Guard
-	Checks Checks
-	Audit  Audit
-	Logger *slog.Logger
+	Access  Access
+	Guard   Guard
+	Checks  Checks
+	Audit   Audit
+	Signing Signing
+	Logger  *slog.Logger
 	// Out gets the few lines that tell a person how to go on.
 	Out io.Writer
 	// Started, if not nil, is called with the bound addresses once all serve.
@@ -142,6 +143,11 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	follow := followZones(store, func(ctx context.Context, zones []string) error {
 		return errors.Join(ns.reload(zones), writeClientConfig(ctx, store, certs, addresses))
 	}, o.Logger)
+	stopSigning, err := backend.startSigning(ctx, o.Signing, o.Logger)
+	if err != nil {
+		return err
+	}
+	defer stopSigning()
 	srv, err := newServers(bound, tlsConfig, backend, []telemetry.Check{ns.check()}, o.Logger, follow)
 	if err != nil {
 		return err

@@ -34,6 +34,8 @@ var tiers = map[string]int{
 	"limit":      2,
 	"controller": 2,
 	"custody":    2,
+	"signview":   2,
+	"keyring":    2,
 	// Edges.
 	"cli":     3,
 	"config":  3,
@@ -55,6 +57,8 @@ var shared = map[string]string{
 	"mint":       "service and controller make keys in the same way",
 	"custody":    "service starts the rotations that custody carries through",
 	"evidence":   "service and controller look at DNS in the same way",
+	"signview":   "service answers from it",
+	"keyring":    "service signs with it",
 	"config":     "cli reads the configuration that app writes",
 	"embedetcd":  "app starts it",
 }

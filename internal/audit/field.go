@@ -226,6 +226,32 @@ func batchResults(resp proto.Message) map[string]string {
 	return values
 }
 
+// fetchedKeys names the keys of which the private halves were handed out, and counts
+// the others by their reasons.
+func fetchedKeys(resp proto.Message) map[string]string {
+	m := resp.ProtoReflect()
+	results := m.Descriptor().Fields().ByName("results")
+	if results == nil || !results.IsList() {
+		return nil
+	}
+	var names []string
+	counts := make(map[string]int)
+	list := m.Get(results).List()
+	for i := range list.Len() {
+		r := list.Get(i).Message()
+		if fd := r.Descriptor().Fields().ByName("error"); fd != nil && r.Has(fd) {
+			counts[resultOf(r)]++
+			continue
+		}
+		names = append(names, text(r.Interface(), "key"))
+	}
+	values := map[string]string{"keys": strings.Join(names, " ")}
+	for what, n := range counts {
+		values[what] = strconv.Itoa(n)
+	}
+	return values
+}
+
 // resultOf is "published", or the reason why not.
 func resultOf(m protoreflect.Message) string {
 	fd := m.Descriptor().Fields().ByName("error")

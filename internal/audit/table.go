@@ -91,6 +91,9 @@ var table = map[string]row{
 	signer + "RegisterSigner":     {resource: "{signer.name}", created: "{name}", after: []string{"brand", "lease_duration"}},
 	signer + "ReportUse":          {resource: "{signer}"},
 	signer + "ResolveSigningKeys": {kind: read, resource: "{name}"},
+	signer + "WatchSigningKeys":   {kind: read, resource: "{parent}"},
+	signer + "Sign":               {kind: read}, // one for each message: a metric counts them
+	signer + "FetchPrivateKeys":   {kind: keyRead, resource: "keys", count: fetchedKeys},
 
 	access + "CreateToken":       {resource: "tokens", created: "{name}", after: []string{"role", "brand", "subject", "export_keys", "expire_time"}},
 	access + "ListTokens":        {kind: read},

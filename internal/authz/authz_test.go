@@ -65,6 +65,9 @@ var want = map[string]string{
 	"Signer/RegisterSigner":     "AS open signer.brand",
 	"Signer/ReportUse":          "AS own domains.domain",
 	"Signer/ResolveSigningKeys": "ASU open name",
+	"Signer/WatchSigningKeys":   "AS open parent",
+	"Signer/Sign":               "AS own digests.key",
+	"Signer/FetchPrivateKeys":   "AS own keys",
 
 	"AccessControl/CreateToken":       "A -",
 	"AccessControl/ListTokens":        "AU -",
@@ -201,6 +204,8 @@ func set(m protoreflect.Message, path, value string) {
 	switch {
 	case field.IsList() && deeper:
 		set(m.Mutable(field).List().AppendMutable().Message(), rest, value)
+	case field.IsList():
+		m.Mutable(field).List().Append(protoreflect.ValueOfString(value))
 	case deeper:
 		set(m.Mutable(field).Message(), rest, value)
 	default:

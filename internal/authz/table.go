@@ -78,6 +78,9 @@ var table = map[string]rule{
 	signer + "RegisterSigner":     {roles: signers, brand: []string{"signer.brand"}, filtered: true},
 	signer + "ReportUse":          {roles: signers, brand: []string{"domains.domain"}},
 	signer + "ResolveSigningKeys": {roles: []authn.Role{authn.Admin, authn.Signer, authn.Auditor}, brand: byName, filtered: true},
+	signer + "WatchSigningKeys":   {roles: signers, brand: byParent, filtered: true},
+	signer + "Sign":               {roles: signers, brand: []string{"digests.key"}},
+	signer + "FetchPrivateKeys":   {roles: signers, brand: []string{"keys"}}, // the service refuses all but signers that may
 
 	access + "CreateToken":       {roles: admins},
 	access + "ListTokens":        {roles: readers},

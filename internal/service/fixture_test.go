@@ -59,6 +59,7 @@ type fixture struct {
 	fake    *keystoretest.Fake
 	store   *keystore.Store
 	service *service.Service
+	sealer  *envelope.Sealer
 	keys    *keySource
 	dns     *fakeDNS
 	gate    *fakeGate
@@ -108,7 +109,8 @@ func newFixture(t *testing.T) *fixture {
 	t.Cleanup(func() { keeper.Close() })
 	logger := slog.New(slog.NewTextHandler(f.log, nil))
 	now := func() time.Time { return (*f.now.Load())() }
-	f.service = service.New(f.store, mint.New(f.keys, envelope.NewSealer(keeper, f.store)), f.dns, now, logger, service.WithGate(f.gate))
+	f.sealer = envelope.NewSealer(keeper, f.store)
+	f.service = service.New(f.store, mint.New(f.keys, f.sealer), f.dns, now, logger, service.WithGate(f.gate))
 	f.serve(t, logger)
 
 	must(f.api.CreateZone(t.Context(), &dkimv1.CreateZoneRequest{ZoneId: "keys.example.net", Zone: &dkimv1.Zone{NameServers: outside}}))(t)

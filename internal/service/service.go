@@ -34,6 +34,8 @@ type Service struct {
 	gate   Gate // nil: every domain is admitted
 	now    func() time.Time
 	logger *slog.Logger
+
+	signing *signatory // nil: what signs is read from the store each time, and nothing is signed here
 }
 
 // Option sets something of a Service that it can do without.

@@ -2,6 +2,7 @@ package signview
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -249,7 +250,9 @@ func (f *fixture) run(t testing.TB) {
 	go func() { done <- f.view.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		_ = <-done // ctx's error
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
 	})
 	<-f.watched
 }

@@ -383,7 +383,7 @@ func (v *View) load(ctx context.Context) (keystore.SigningPosition, error) {
 	v.confirmed.Store(began.UnixNano())
 	v.loaded.Store(true)
 	for n := range v.sites {
-		v.judgeDomains(uint32(n), !first) //nolint:gosec // as many as brands
+		v.judgeDomains(uint32(n), !first)
 	}
 	v.logger.LogAttrs(ctx, slog.LevelInfo, "what signs is loaded",
 		slog.Int64("domains", v.domains.Load()), slog.Int64("octets", v.Stats().Octets), slog.Duration("took", v.now().Sub(began)))
@@ -431,7 +431,7 @@ func (v *View) readZones(ctx context.Context) error {
 	}
 	for n, s := range v.sites {
 		if s.present && !sameZone(before[s.brand.Zone], zones[s.brand.Zone]) {
-			v.renew(uint32(n)) //nolint:gosec // as many as brands
+			v.renew(uint32(n))
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ package dkimv1
 
 import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
+	status "google.golang.org/genproto/googleapis/rpc/status"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -445,7 +446,12 @@ type ResolveSigningKeysResponse struct {
 	Reason  string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// Ask again by then. Go on with these keys if there is no answer.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The same as a time from now on, for a caller whose clock may be wrong.
+	RefreshDuration *durationpb.Duration `protobuf:"bytes,6,opt,name=refresh_duration,json=refreshDuration,proto3" json:"refresh_duration,omitempty"`
+	// How long from now on these keys may be used if there is no answer. After that
+	// one of them may be revoked.
+	HoldDuration  *durationpb.Duration `protobuf:"bytes,7,opt,name=hold_duration,json=holdDuration,proto3" json:"hold_duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -511,6 +517,20 @@ func (x *ResolveSigningKeysResponse) GetMessage() string {
 func (x *ResolveSigningKeysResponse) GetExpireTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *ResolveSigningKeysResponse) GetRefreshDuration() *durationpb.Duration {
+	if x != nil {
+		return x.RefreshDuration
+	}
+	return nil
+}
+
+func (x *ResolveSigningKeysResponse) GetHoldDuration() *durationpb.Duration {
+	if x != nil {
+		return x.HoldDuration
 	}
 	return nil
 }
@@ -779,6 +799,536 @@ func (x *DeleteSignerRequest) GetName() string {
 	return ""
 }
 
+type WatchSigningKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `brands/{brand}`, or `brands/-` for all that the caller may see.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// Of a response to an earlier call with the same parent: what changed since then
+	// comes next. If that is no longer known, as after a restart of dkimd, everything
+	// comes anew, after a response that says snapshot.
+	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// Also tell of keys that may come to sign.
+	IncludeStandby bool `protobuf:"varint,3,opt,name=include_standby,json=includeStandby,proto3" json:"include_standby,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *WatchSigningKeysRequest) Reset() {
+	*x = WatchSigningKeysRequest{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchSigningKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchSigningKeysRequest) ProtoMessage() {}
+
+func (x *WatchSigningKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchSigningKeysRequest.ProtoReflect.Descriptor instead.
+func (*WatchSigningKeysRequest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *WatchSigningKeysRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *WatchSigningKeysRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *WatchSigningKeysRequest) GetIncludeStandby() bool {
+	if x != nil {
+		return x.IncludeStandby
+	}
+	return false
+}
+
+// A part of what signs. First everything, in any number of responses, the last of
+// which says synced; then what changes, and at least every 10 seconds a response,
+// which says that nothing is missing.
+type WatchSigningKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Everything comes from here on: forget what does not come again up to synced.
+	Snapshot bool             `protobuf:"varint,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Brands   []*SigningBrand  `protobuf:"bytes,2,rep,name=brands,proto3" json:"brands,omitempty"`
+	Domains  []*SigningDomain `protobuf:"bytes,3,rep,name=domains,proto3" json:"domains,omitempty"`
+	// Everything has come.
+	Synced bool `protobuf:"varint,4,opt,name=synced,proto3" json:"synced,omitempty"`
+	// Resumes after this response. Not set before synced.
+	ResumeToken string `protobuf:"bytes,5,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// How long ago it was last known that all this is as the store has it: a second
+	// or so, more while the store is away.
+	Age           *durationpb.Duration `protobuf:"bytes,6,opt,name=age,proto3" json:"age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchSigningKeysResponse) Reset() {
+	*x = WatchSigningKeysResponse{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchSigningKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchSigningKeysResponse) ProtoMessage() {}
+
+func (x *WatchSigningKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchSigningKeysResponse.ProtoReflect.Descriptor instead.
+func (*WatchSigningKeysResponse) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WatchSigningKeysResponse) GetSnapshot() bool {
+	if x != nil {
+		return x.Snapshot
+	}
+	return false
+}
+
+func (x *WatchSigningKeysResponse) GetBrands() []*SigningBrand {
+	if x != nil {
+		return x.Brands
+	}
+	return nil
+}
+
+func (x *WatchSigningKeysResponse) GetDomains() []*SigningDomain {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+func (x *WatchSigningKeysResponse) GetSynced() bool {
+	if x != nil {
+		return x.Synced
+	}
+	return false
+}
+
+func (x *WatchSigningKeysResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *WatchSigningKeysResponse) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
+// What the domains of a brand have in common.
+type SigningBrand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `brands/{brand}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// It is gone, with its domains. Nothing else is set.
+	Deleted bool `protobuf:"varint,2,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// Sign with these where no key of a domain does, also mail of domains that are
+	// not there.
+	DefaultKeys []*SigningKey `protobuf:"bytes,3,rep,name=default_keys,json=defaultKeys,proto3" json:"default_keys,omitempty"`
+	// All mail of the brand is signed with them, whatever its domain.
+	DefaultOnly bool `protobuf:"varint,4,opt,name=default_only,json=defaultOnly,proto3" json:"default_only,omitempty"`
+	// How long default_keys may be used after they were last known to be right.
+	HoldDuration *durationpb.Duration `protobuf:"bytes,5,opt,name=hold_duration,json=holdDuration,proto3" json:"hold_duration,omitempty"`
+	// Keys of the brand that may come to sign. They must not yet.
+	StandbyKeys   []*SigningKey `protobuf:"bytes,6,rep,name=standby_keys,json=standbyKeys,proto3" json:"standby_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SigningBrand) Reset() {
+	*x = SigningBrand{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SigningBrand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SigningBrand) ProtoMessage() {}
+
+func (x *SigningBrand) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SigningBrand.ProtoReflect.Descriptor instead.
+func (*SigningBrand) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SigningBrand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SigningBrand) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *SigningBrand) GetDefaultKeys() []*SigningKey {
+	if x != nil {
+		return x.DefaultKeys
+	}
+	return nil
+}
+
+func (x *SigningBrand) GetDefaultOnly() bool {
+	if x != nil {
+		return x.DefaultOnly
+	}
+	return false
+}
+
+func (x *SigningBrand) GetHoldDuration() *durationpb.Duration {
+	if x != nil {
+		return x.HoldDuration
+	}
+	return nil
+}
+
+func (x *SigningBrand) GetStandbyKeys() []*SigningKey {
+	if x != nil {
+		return x.StandbyKeys
+	}
+	return nil
+}
+
+// What to sign mail of a domain with.
+type SigningDomain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `brands/{brand}/domains/{domain}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// It is gone. Nothing else is set.
+	Deleted bool `protobuf:"varint,2,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// One for each algorithm; sign with all of them. None: sign with the default keys
+	// of the brand.
+	Keys []*SigningKey `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	// The default keys sign since the domain's own cannot: see ResolveSigningKeys.
+	Fallback bool `protobuf:"varint,4,opt,name=fallback,proto3" json:"fallback,omitempty"`
+	// Why these keys, for programs.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How long this may be used after it was last known to be right.
+	HoldDuration *durationpb.Duration `protobuf:"bytes,6,opt,name=hold_duration,json=holdDuration,proto3" json:"hold_duration,omitempty"`
+	// Keys of the domain that may come to sign. They must not yet.
+	StandbyKeys   []*SigningKey `protobuf:"bytes,7,rep,name=standby_keys,json=standbyKeys,proto3" json:"standby_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SigningDomain) Reset() {
+	*x = SigningDomain{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SigningDomain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SigningDomain) ProtoMessage() {}
+
+func (x *SigningDomain) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SigningDomain.ProtoReflect.Descriptor instead.
+func (*SigningDomain) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SigningDomain) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SigningDomain) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *SigningDomain) GetKeys() []*SigningKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *SigningDomain) GetFallback() bool {
+	if x != nil {
+		return x.Fallback
+	}
+	return false
+}
+
+func (x *SigningDomain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SigningDomain) GetHoldDuration() *durationpb.Duration {
+	if x != nil {
+		return x.HoldDuration
+	}
+	return nil
+}
+
+func (x *SigningDomain) GetStandbyKeys() []*SigningKey {
+	if x != nil {
+		return x.StandbyKeys
+	}
+	return nil
+}
+
+type SignRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 100.
+	Digests       []*SignRequest_Digest `protobuf:"bytes,1,rep,name=digests,proto3" json:"digests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignRequest) Reset() {
+	*x = SignRequest{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignRequest) ProtoMessage() {}
+
+func (x *SignRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
+func (*SignRequest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SignRequest) GetDigests() []*SignRequest_Digest {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+type SignResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each digest, in the same order.
+	Results       []*SignResponse_Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignResponse) Reset() {
+	*x = SignResponse{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignResponse) ProtoMessage() {}
+
+func (x *SignResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignResponse.ProtoReflect.Descriptor instead.
+func (*SignResponse) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SignResponse) GetResults() []*SignResponse_Result {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+type FetchPrivateKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `brands/{brand}/domains/{domain}/keys/{key}`, 1 to 100.
+	Keys          []string `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchPrivateKeysRequest) Reset() {
+	*x = FetchPrivateKeysRequest{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchPrivateKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchPrivateKeysRequest) ProtoMessage() {}
+
+func (x *FetchPrivateKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchPrivateKeysRequest.ProtoReflect.Descriptor instead.
+func (*FetchPrivateKeysRequest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *FetchPrivateKeysRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type FetchPrivateKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each key, in the same order.
+	Results       []*FetchPrivateKeysResponse_Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchPrivateKeysResponse) Reset() {
+	*x = FetchPrivateKeysResponse{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchPrivateKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchPrivateKeysResponse) ProtoMessage() {}
+
+func (x *FetchPrivateKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchPrivateKeysResponse.ProtoReflect.Descriptor instead.
+func (*FetchPrivateKeysResponse) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *FetchPrivateKeysResponse) GetResults() []*FetchPrivateKeysResponse_Result {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
 // A domain that was reported on.
 type ReportUseResponse_Domain struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -792,7 +1342,7 @@ type ReportUseResponse_Domain struct {
 
 func (x *ReportUseResponse_Domain) Reset() {
 	*x = ReportUseResponse_Domain{}
-	mi := &file_dkim_v1_signer_proto_msgTypes[13]
+	mi := &file_dkim_v1_signer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +1354,7 @@ func (x *ReportUseResponse_Domain) String() string {
 func (*ReportUseResponse_Domain) ProtoMessage() {}
 
 func (x *ReportUseResponse_Domain) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_signer_proto_msgTypes[13]
+	mi := &file_dkim_v1_signer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,11 +1384,216 @@ func (x *ReportUseResponse_Domain) GetActiveKeys() []string {
 	return nil
 }
 
+// A digest to sign.
+type SignRequest_Digest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `brands/{brand}/domains/{domain}/keys/{key}`, as in SigningKey.key.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// SHA-256, 32 octets, of the header fields as RFC 6376 §3.7 has them. None: only
+	// the public half is asked for.
+	Digest        []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignRequest_Digest) Reset() {
+	*x = SignRequest_Digest{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignRequest_Digest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignRequest_Digest) ProtoMessage() {}
+
+func (x *SignRequest_Digest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignRequest_Digest.ProtoReflect.Descriptor instead.
+func (*SignRequest_Digest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{17, 0}
+}
+
+func (x *SignRequest_Digest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SignRequest_Digest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type SignResponse_Result struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// RSASSA-PKCS1-v1_5 with SHA-256 (RFC 6376 §3.3.1), or Ed25519 of the digest
+	// (RFC 8463 §3).
+	Signature []byte `protobuf:"bytes,1,opt,name=signature,proto3" json:"signature,omitempty"`
+	// Why there is no signature; not set if there is one. NOT_FOUND KEY_NOT_FOUND,
+	// DOMAIN_NOT_FOUND, BRAND_NOT_FOUND; PERMISSION_DENIED; INVALID_ARGUMENT
+	// INVALID_NAME, INVALID_DIGEST; FAILED_PRECONDITION KEY_NOT_SIGNING (resolve
+	// again and sign with the key that does), KEY_NOT_HELD (the private half is not
+	// here); UNAVAILABLE STORE_UNAVAILABLE.
+	Error *status.Status `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// The key's public half, SubjectPublicKeyInfo in DER.
+	PublicKey     []byte `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignResponse_Result) Reset() {
+	*x = SignResponse_Result{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignResponse_Result) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignResponse_Result) ProtoMessage() {}
+
+func (x *SignResponse_Result) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignResponse_Result.ProtoReflect.Descriptor instead.
+func (*SignResponse_Result) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{18, 0}
+}
+
+func (x *SignResponse_Result) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *SignResponse_Result) GetError() *status.Status {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *SignResponse_Result) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+type FetchPrivateKeysResponse_Result struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PKCS #8, DER.
+	PrivateKey []byte       `protobuf:"bytes,1,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	Algorithm  KeyAlgorithm `protobuf:"varint,2,opt,name=algorithm,proto3,enum=dkim.v1.KeyAlgorithm" json:"algorithm,omitempty"`
+	// Why there is none; as in SignResponse.
+	Error *status.Status `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// Whether the key signs now. If not it may come to: hold it, and do not sign
+	// with it.
+	Signing bool `protobuf:"varint,4,opt,name=signing,proto3" json:"signing,omitempty"`
+	// Its name. Not set if there is an error.
+	Key           string `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchPrivateKeysResponse_Result) Reset() {
+	*x = FetchPrivateKeysResponse_Result{}
+	mi := &file_dkim_v1_signer_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchPrivateKeysResponse_Result) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchPrivateKeysResponse_Result) ProtoMessage() {}
+
+func (x *FetchPrivateKeysResponse_Result) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_signer_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchPrivateKeysResponse_Result.ProtoReflect.Descriptor instead.
+func (*FetchPrivateKeysResponse_Result) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_signer_proto_rawDescGZIP(), []int{20, 0}
+}
+
+func (x *FetchPrivateKeysResponse_Result) GetPrivateKey() []byte {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return nil
+}
+
+func (x *FetchPrivateKeysResponse_Result) GetAlgorithm() KeyAlgorithm {
+	if x != nil {
+		return x.Algorithm
+	}
+	return KeyAlgorithm_KEY_ALGORITHM_UNSPECIFIED
+}
+
+func (x *FetchPrivateKeysResponse_Result) GetError() *status.Status {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *FetchPrivateKeysResponse_Result) GetSigning() bool {
+	if x != nil {
+		return x.Signing
+	}
+	return false
+}
+
+func (x *FetchPrivateKeysResponse_Result) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 var File_dkim_v1_signer_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_signer_proto_rawDesc = "" +
 	"\n" +
-	"\x14dkim/v1/signer.proto\x12\adkim.v1\x1a\x17dkim/v1/resources.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x03\n" +
+	"\x14dkim/v1/signer.proto\x12\adkim.v1\x1a\x17dkim/v1/resources.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x95\x03\n" +
 	"\x12SignerRegistration\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12,\n" +
 	"\x05brand\x18\x02 \x01(\tB\x16\xe0A\x01\xfaA\x10\n" +
@@ -873,14 +1628,16 @@ const file_dkim_v1_signer_proto_rawDesc = "" +
 	"activeKeys\"H\n" +
 	"\x19ResolveSigningKeysRequest\x12+\n" +
 	"\x04name\x18\x01 \x01(\tB\x17\xe0A\x02\xfaA\x11\n" +
-	"\x0fdkimzone/DomainR\x04name\"\xd0\x01\n" +
+	"\x0fdkimzone/DomainR\x04name\"\xd6\x02\n" +
 	"\x1aResolveSigningKeysResponse\x12'\n" +
 	"\x04keys\x18\x01 \x03(\v2\x13.dkim.v1.SigningKeyR\x04keys\x12\x1a\n" +
 	"\bfallback\x18\x02 \x01(\bR\bfallback\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12;\n" +
 	"\vexpire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\x9a\x01\n" +
+	"expireTime\x12D\n" +
+	"\x10refresh_duration\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x0frefreshDuration\x12>\n" +
+	"\rhold_duration\x18\a \x01(\v2\x19.google.protobuf.DurationR\fholdDuration\"\x9a\x01\n" +
 	"\n" +
 	"SigningKey\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1a\n" +
@@ -900,11 +1657,69 @@ const file_dkim_v1_signer_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"B\n" +
 	"\x13DeleteSignerRequest\x12+\n" +
 	"\x04name\x18\x01 \x01(\tB\x17\xe0A\x02\xfaA\x11\n" +
-	"\x0fdkimzone/SignerR\x04name2\xff\x02\n" +
+	"\x0fdkimzone/SignerR\x04name\"\x9f\x01\n" +
+	"\x17WatchSigningKeysRequest\x12.\n" +
+	"\x06parent\x18\x01 \x01(\tB\x16\xe0A\x02\xfaA\x10\n" +
+	"\x0edkimzone/BrandR\x06parent\x12&\n" +
+	"\fresume_token\x18\x02 \x01(\tB\x03\xe0A\x01R\vresumeToken\x12,\n" +
+	"\x0finclude_standby\x18\x03 \x01(\bB\x03\xe0A\x01R\x0eincludeStandby\"\xff\x01\n" +
+	"\x18WatchSigningKeysResponse\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\bR\bsnapshot\x12-\n" +
+	"\x06brands\x18\x02 \x03(\v2\x15.dkim.v1.SigningBrandR\x06brands\x120\n" +
+	"\adomains\x18\x03 \x03(\v2\x16.dkim.v1.SigningDomainR\adomains\x12\x16\n" +
+	"\x06synced\x18\x04 \x01(\bR\x06synced\x12!\n" +
+	"\fresume_token\x18\x05 \x01(\tR\vresumeToken\x12+\n" +
+	"\x03age\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\xa4\x02\n" +
+	"\fSigningBrand\x12'\n" +
+	"\x04name\x18\x01 \x01(\tB\x13\xfaA\x10\n" +
+	"\x0edkimzone/BrandR\x04name\x12\x18\n" +
+	"\adeleted\x18\x02 \x01(\bR\adeleted\x126\n" +
+	"\fdefault_keys\x18\x03 \x03(\v2\x13.dkim.v1.SigningKeyR\vdefaultKeys\x12!\n" +
+	"\fdefault_only\x18\x04 \x01(\bR\vdefaultOnly\x12>\n" +
+	"\rhold_duration\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\fholdDuration\x126\n" +
+	"\fstandby_keys\x18\x06 \x03(\v2\x13.dkim.v1.SigningKeyR\vstandbyKeys\"\xa8\x02\n" +
+	"\rSigningDomain\x12(\n" +
+	"\x04name\x18\x01 \x01(\tB\x14\xfaA\x11\n" +
+	"\x0fdkimzone/DomainR\x04name\x12\x18\n" +
+	"\adeleted\x18\x02 \x01(\bR\adeleted\x12'\n" +
+	"\x04keys\x18\x03 \x03(\v2\x13.dkim.v1.SigningKeyR\x04keys\x12\x1a\n" +
+	"\bfallback\x18\x04 \x01(\bR\bfallback\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12>\n" +
+	"\rhold_duration\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\fholdDuration\x126\n" +
+	"\fstandby_keys\x18\a \x03(\v2\x13.dkim.v1.SigningKeyR\vstandbyKeys\"\x98\x01\n" +
+	"\vSignRequest\x12:\n" +
+	"\adigests\x18\x01 \x03(\v2\x1b.dkim.v1.SignRequest.DigestB\x03\xe0A\x02R\adigests\x1aM\n" +
+	"\x06Digest\x12&\n" +
+	"\x03key\x18\x01 \x01(\tB\x14\xe0A\x02\xfaA\x0e\n" +
+	"\fdkimzone/KeyR\x03key\x12\x1b\n" +
+	"\x06digest\x18\x02 \x01(\fB\x03\xe0A\x01R\x06digest\"\xb7\x01\n" +
+	"\fSignResponse\x126\n" +
+	"\aresults\x18\x01 \x03(\v2\x1c.dkim.v1.SignResponse.ResultR\aresults\x1ao\n" +
+	"\x06Result\x12\x1c\n" +
+	"\tsignature\x18\x01 \x01(\fR\tsignature\x12(\n" +
+	"\x05error\x18\x02 \x01(\v2\x12.google.rpc.StatusR\x05error\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x03 \x01(\fR\tpublicKey\"C\n" +
+	"\x17FetchPrivateKeysRequest\x12(\n" +
+	"\x04keys\x18\x01 \x03(\tB\x14\xe0A\x02\xfaA\x0e\n" +
+	"\fdkimzone/KeyR\x04keys\"\xa8\x02\n" +
+	"\x18FetchPrivateKeysResponse\x12B\n" +
+	"\aresults\x18\x01 \x03(\v2(.dkim.v1.FetchPrivateKeysResponse.ResultR\aresults\x1a\xc7\x01\n" +
+	"\x06Result\x12\x1f\n" +
+	"\vprivate_key\x18\x01 \x01(\fR\n" +
+	"privateKey\x123\n" +
+	"\talgorithm\x18\x02 \x01(\x0e2\x15.dkim.v1.KeyAlgorithmR\talgorithm\x12(\n" +
+	"\x05error\x18\x03 \x01(\v2\x12.google.rpc.StatusR\x05error\x12\x18\n" +
+	"\asigning\x18\x04 \x01(\bR\asigning\x12#\n" +
+	"\x03key\x18\x05 \x01(\tB\x11\xfaA\x0e\n" +
+	"\fdkimzone/KeyR\x03key2\xe1\x05\n" +
 	"\x06Signer\x12n\n" +
 	"\x0eRegisterSigner\x12\x1e.dkim.v1.RegisterSignerRequest\x1a\x1b.dkim.v1.SignerRegistration\"\x1f\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/signers:register\x12d\n" +
 	"\tReportUse\x12\x19.dkim.v1.ReportUseRequest\x1a\x1a.dkim.v1.ReportUseResponse\" \x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1/signers:reportUse\x12\x9e\x01\n" +
-	"\x12ResolveSigningKeys\x12\".dkim.v1.ResolveSigningKeysRequest\x1a#.dkim.v1.ResolveSigningKeysResponse\"?\xdaA\x04name\x82\xd3\xe4\x93\x022\x120/v1/{name=brands/*/domains/*}:resolveSigningKeysB1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
+	"\x12ResolveSigningKeys\x12\".dkim.v1.ResolveSigningKeysRequest\x1a#.dkim.v1.ResolveSigningKeysResponse\"?\xdaA\x04name\x82\xd3\xe4\x93\x022\x120/v1/{name=brands/*/domains/*}:resolveSigningKeys\x12\x8a\x01\n" +
+	"\x10WatchSigningKeys\x12 .dkim.v1.WatchSigningKeysRequest\x1a!.dkim.v1.WatchSigningKeysResponse\"/\x82\xd3\xe4\x93\x02)\x12'/v1/{parent=brands/*}/signingKeys:watch0\x01\x12P\n" +
+	"\x04Sign\x12\x14.dkim.v1.SignRequest\x1a\x15.dkim.v1.SignResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/signers:sign\x12\x80\x01\n" +
+	"\x10FetchPrivateKeys\x12 .dkim.v1.FetchPrivateKeysRequest\x1a!.dkim.v1.FetchPrivateKeysResponse\"'\x82\xd3\xe4\x93\x02!:\x01*\"\x1c/v1/signers:fetchPrivateKeysB1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
 
 var (
 	file_dkim_v1_signer_proto_rawDescOnce sync.Once
@@ -918,51 +1733,86 @@ func file_dkim_v1_signer_proto_rawDescGZIP() []byte {
 	return file_dkim_v1_signer_proto_rawDescData
 }
 
-var file_dkim_v1_signer_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_dkim_v1_signer_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_dkim_v1_signer_proto_goTypes = []any{
-	(*SignerRegistration)(nil),         // 0: dkim.v1.SignerRegistration
-	(*RegisterSignerRequest)(nil),      // 1: dkim.v1.RegisterSignerRequest
-	(*ReportUseRequest)(nil),           // 2: dkim.v1.ReportUseRequest
-	(*DomainUse)(nil),                  // 3: dkim.v1.DomainUse
-	(*KeyUse)(nil),                     // 4: dkim.v1.KeyUse
-	(*ReportUseResponse)(nil),          // 5: dkim.v1.ReportUseResponse
-	(*ResolveSigningKeysRequest)(nil),  // 6: dkim.v1.ResolveSigningKeysRequest
-	(*ResolveSigningKeysResponse)(nil), // 7: dkim.v1.ResolveSigningKeysResponse
-	(*SigningKey)(nil),                 // 8: dkim.v1.SigningKey
-	(*GetSignerRequest)(nil),           // 9: dkim.v1.GetSignerRequest
-	(*ListSignersRequest)(nil),         // 10: dkim.v1.ListSignersRequest
-	(*ListSignersResponse)(nil),        // 11: dkim.v1.ListSignersResponse
-	(*DeleteSignerRequest)(nil),        // 12: dkim.v1.DeleteSignerRequest
-	(*ReportUseResponse_Domain)(nil),   // 13: dkim.v1.ReportUseResponse.Domain
-	(*timestamppb.Timestamp)(nil),      // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 15: google.protobuf.Duration
-	(KeyAlgorithm)(0),                  // 16: dkim.v1.KeyAlgorithm
+	(*SignerRegistration)(nil),              // 0: dkim.v1.SignerRegistration
+	(*RegisterSignerRequest)(nil),           // 1: dkim.v1.RegisterSignerRequest
+	(*ReportUseRequest)(nil),                // 2: dkim.v1.ReportUseRequest
+	(*DomainUse)(nil),                       // 3: dkim.v1.DomainUse
+	(*KeyUse)(nil),                          // 4: dkim.v1.KeyUse
+	(*ReportUseResponse)(nil),               // 5: dkim.v1.ReportUseResponse
+	(*ResolveSigningKeysRequest)(nil),       // 6: dkim.v1.ResolveSigningKeysRequest
+	(*ResolveSigningKeysResponse)(nil),      // 7: dkim.v1.ResolveSigningKeysResponse
+	(*SigningKey)(nil),                      // 8: dkim.v1.SigningKey
+	(*GetSignerRequest)(nil),                // 9: dkim.v1.GetSignerRequest
+	(*ListSignersRequest)(nil),              // 10: dkim.v1.ListSignersRequest
+	(*ListSignersResponse)(nil),             // 11: dkim.v1.ListSignersResponse
+	(*DeleteSignerRequest)(nil),             // 12: dkim.v1.DeleteSignerRequest
+	(*WatchSigningKeysRequest)(nil),         // 13: dkim.v1.WatchSigningKeysRequest
+	(*WatchSigningKeysResponse)(nil),        // 14: dkim.v1.WatchSigningKeysResponse
+	(*SigningBrand)(nil),                    // 15: dkim.v1.SigningBrand
+	(*SigningDomain)(nil),                   // 16: dkim.v1.SigningDomain
+	(*SignRequest)(nil),                     // 17: dkim.v1.SignRequest
+	(*SignResponse)(nil),                    // 18: dkim.v1.SignResponse
+	(*FetchPrivateKeysRequest)(nil),         // 19: dkim.v1.FetchPrivateKeysRequest
+	(*FetchPrivateKeysResponse)(nil),        // 20: dkim.v1.FetchPrivateKeysResponse
+	(*ReportUseResponse_Domain)(nil),        // 21: dkim.v1.ReportUseResponse.Domain
+	(*SignRequest_Digest)(nil),              // 22: dkim.v1.SignRequest.Digest
+	(*SignResponse_Result)(nil),             // 23: dkim.v1.SignResponse.Result
+	(*FetchPrivateKeysResponse_Result)(nil), // 24: dkim.v1.FetchPrivateKeysResponse.Result
+	(*timestamppb.Timestamp)(nil),           // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),             // 26: google.protobuf.Duration
+	(KeyAlgorithm)(0),                       // 27: dkim.v1.KeyAlgorithm
+	(*status.Status)(nil),                   // 28: google.rpc.Status
 }
 var file_dkim_v1_signer_proto_depIdxs = []int32{
-	14, // 0: dkim.v1.SignerRegistration.register_time:type_name -> google.protobuf.Timestamp
-	14, // 1: dkim.v1.SignerRegistration.lease_expire_time:type_name -> google.protobuf.Timestamp
-	15, // 2: dkim.v1.SignerRegistration.lease_duration:type_name -> google.protobuf.Duration
+	25, // 0: dkim.v1.SignerRegistration.register_time:type_name -> google.protobuf.Timestamp
+	25, // 1: dkim.v1.SignerRegistration.lease_expire_time:type_name -> google.protobuf.Timestamp
+	26, // 2: dkim.v1.SignerRegistration.lease_duration:type_name -> google.protobuf.Duration
 	0,  // 3: dkim.v1.RegisterSignerRequest.signer:type_name -> dkim.v1.SignerRegistration
 	3,  // 4: dkim.v1.ReportUseRequest.domains:type_name -> dkim.v1.DomainUse
 	4,  // 5: dkim.v1.DomainUse.keys:type_name -> dkim.v1.KeyUse
-	14, // 6: dkim.v1.KeyUse.last_use_time:type_name -> google.protobuf.Timestamp
-	14, // 7: dkim.v1.ReportUseResponse.lease_expire_time:type_name -> google.protobuf.Timestamp
-	13, // 8: dkim.v1.ReportUseResponse.domains:type_name -> dkim.v1.ReportUseResponse.Domain
+	25, // 6: dkim.v1.KeyUse.last_use_time:type_name -> google.protobuf.Timestamp
+	25, // 7: dkim.v1.ReportUseResponse.lease_expire_time:type_name -> google.protobuf.Timestamp
+	21, // 8: dkim.v1.ReportUseResponse.domains:type_name -> dkim.v1.ReportUseResponse.Domain
 	8,  // 9: dkim.v1.ResolveSigningKeysResponse.keys:type_name -> dkim.v1.SigningKey
-	14, // 10: dkim.v1.ResolveSigningKeysResponse.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 11: dkim.v1.SigningKey.algorithm:type_name -> dkim.v1.KeyAlgorithm
-	0,  // 12: dkim.v1.ListSignersResponse.signers:type_name -> dkim.v1.SignerRegistration
-	1,  // 13: dkim.v1.Signer.RegisterSigner:input_type -> dkim.v1.RegisterSignerRequest
-	2,  // 14: dkim.v1.Signer.ReportUse:input_type -> dkim.v1.ReportUseRequest
-	6,  // 15: dkim.v1.Signer.ResolveSigningKeys:input_type -> dkim.v1.ResolveSigningKeysRequest
-	0,  // 16: dkim.v1.Signer.RegisterSigner:output_type -> dkim.v1.SignerRegistration
-	5,  // 17: dkim.v1.Signer.ReportUse:output_type -> dkim.v1.ReportUseResponse
-	7,  // 18: dkim.v1.Signer.ResolveSigningKeys:output_type -> dkim.v1.ResolveSigningKeysResponse
-	16, // [16:19] is the sub-list for method output_type
-	13, // [13:16] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	25, // 10: dkim.v1.ResolveSigningKeysResponse.expire_time:type_name -> google.protobuf.Timestamp
+	26, // 11: dkim.v1.ResolveSigningKeysResponse.refresh_duration:type_name -> google.protobuf.Duration
+	26, // 12: dkim.v1.ResolveSigningKeysResponse.hold_duration:type_name -> google.protobuf.Duration
+	27, // 13: dkim.v1.SigningKey.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	0,  // 14: dkim.v1.ListSignersResponse.signers:type_name -> dkim.v1.SignerRegistration
+	15, // 15: dkim.v1.WatchSigningKeysResponse.brands:type_name -> dkim.v1.SigningBrand
+	16, // 16: dkim.v1.WatchSigningKeysResponse.domains:type_name -> dkim.v1.SigningDomain
+	26, // 17: dkim.v1.WatchSigningKeysResponse.age:type_name -> google.protobuf.Duration
+	8,  // 18: dkim.v1.SigningBrand.default_keys:type_name -> dkim.v1.SigningKey
+	26, // 19: dkim.v1.SigningBrand.hold_duration:type_name -> google.protobuf.Duration
+	8,  // 20: dkim.v1.SigningBrand.standby_keys:type_name -> dkim.v1.SigningKey
+	8,  // 21: dkim.v1.SigningDomain.keys:type_name -> dkim.v1.SigningKey
+	26, // 22: dkim.v1.SigningDomain.hold_duration:type_name -> google.protobuf.Duration
+	8,  // 23: dkim.v1.SigningDomain.standby_keys:type_name -> dkim.v1.SigningKey
+	22, // 24: dkim.v1.SignRequest.digests:type_name -> dkim.v1.SignRequest.Digest
+	23, // 25: dkim.v1.SignResponse.results:type_name -> dkim.v1.SignResponse.Result
+	24, // 26: dkim.v1.FetchPrivateKeysResponse.results:type_name -> dkim.v1.FetchPrivateKeysResponse.Result
+	28, // 27: dkim.v1.SignResponse.Result.error:type_name -> google.rpc.Status
+	27, // 28: dkim.v1.FetchPrivateKeysResponse.Result.algorithm:type_name -> dkim.v1.KeyAlgorithm
+	28, // 29: dkim.v1.FetchPrivateKeysResponse.Result.error:type_name -> google.rpc.Status
+	1,  // 30: dkim.v1.Signer.RegisterSigner:input_type -> dkim.v1.RegisterSignerRequest
+	2,  // 31: dkim.v1.Signer.ReportUse:input_type -> dkim.v1.ReportUseRequest
+	6,  // 32: dkim.v1.Signer.ResolveSigningKeys:input_type -> dkim.v1.ResolveSigningKeysRequest
+	13, // 33: dkim.v1.Signer.WatchSigningKeys:input_type -> dkim.v1.WatchSigningKeysRequest
+	17, // 34: dkim.v1.Signer.Sign:input_type -> dkim.v1.SignRequest
+	19, // 35: dkim.v1.Signer.FetchPrivateKeys:input_type -> dkim.v1.FetchPrivateKeysRequest
+	0,  // 36: dkim.v1.Signer.RegisterSigner:output_type -> dkim.v1.SignerRegistration
+	5,  // 37: dkim.v1.Signer.ReportUse:output_type -> dkim.v1.ReportUseResponse
+	7,  // 38: dkim.v1.Signer.ResolveSigningKeys:output_type -> dkim.v1.ResolveSigningKeysResponse
+	14, // 39: dkim.v1.Signer.WatchSigningKeys:output_type -> dkim.v1.WatchSigningKeysResponse
+	18, // 40: dkim.v1.Signer.Sign:output_type -> dkim.v1.SignResponse
+	20, // 41: dkim.v1.Signer.FetchPrivateKeys:output_type -> dkim.v1.FetchPrivateKeysResponse
+	36, // [36:42] is the sub-list for method output_type
+	30, // [30:36] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_dkim_v1_signer_proto_init() }
@@ -977,7 +1827,7 @@ func file_dkim_v1_signer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dkim_v1_signer_proto_rawDesc), len(file_dkim_v1_signer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

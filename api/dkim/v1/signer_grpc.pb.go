@@ -22,6 +22,9 @@ const (
 	Signer_RegisterSigner_FullMethodName     = "/dkim.v1.Signer/RegisterSigner"
 	Signer_ReportUse_FullMethodName          = "/dkim.v1.Signer/ReportUse"
 	Signer_ResolveSigningKeys_FullMethodName = "/dkim.v1.Signer/ResolveSigningKeys"
+	Signer_WatchSigningKeys_FullMethodName   = "/dkim.v1.Signer/WatchSigningKeys"
+	Signer_Sign_FullMethodName               = "/dkim.v1.Signer/Sign"
+	Signer_FetchPrivateKeys_FullMethodName   = "/dkim.v1.Signer/FetchPrivateKeys"
 )
 
 // SignerClient is the client API for Signer service.
@@ -52,6 +55,23 @@ type SignerClient interface {
 	// receivers may not find. NOT_FOUND BRAND_NOT_FOUND, and DOMAIN_NOT_FOUND when
 	// no brand is named and none has the domain.
 	ResolveSigningKeys(ctx context.Context, in *ResolveSigningKeysRequest, opts ...grpc.CallOption) (*ResolveSigningKeysResponse, error)
+	// Tells with which keys to sign mail of all domains, and then of each change
+	// within about a second. It never names a key to sign with that receivers may not
+	// find. A slow caller is told less often, of the same. UNAVAILABLE NOT_READY (dkimd
+	// has just started), SHUTTING_DOWN; INVALID_ARGUMENT INVALID_RESUME_TOKEN;
+	// NOT_FOUND BRAND_NOT_FOUND; RESOURCE_EXHAUSTED TOO_MANY_WATCHES.
+	WatchSigningKeys(ctx context.Context, in *WatchSigningKeysRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchSigningKeysResponse], error)
+	// Signs digests with keys that stay here. A key signs only while
+	// ResolveSigningKeys would name it. Each digest succeeds or fails by itself.
+	// INVALID_ARGUMENT BATCH_TOO_LARGE, INVALID_DIGEST (none is given);
+	// RESOURCE_EXHAUSTED RATE_LIMITED (with RetryInfo); UNAVAILABLE NOT_READY.
+	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
+	// Hands out private keys, for signers that sign by themselves: keys that sign
+	// now or stand by. Only signers that dkimd was told of (--allow-key-fetch) and
+	// that are registered may call it. PERMISSION_DENIED KEY_FETCH_NOT_ALLOWED;
+	// FAILED_PRECONDITION SIGNER_NOT_FOUND (register first); INVALID_ARGUMENT
+	// BATCH_TOO_LARGE; UNAVAILABLE NOT_READY.
+	FetchPrivateKeys(ctx context.Context, in *FetchPrivateKeysRequest, opts ...grpc.CallOption) (*FetchPrivateKeysResponse, error)
 }
 
 type signerClient struct {
@@ -92,6 +112,45 @@ func (c *signerClient) ResolveSigningKeys(ctx context.Context, in *ResolveSignin
 	return out, nil
 }
 
+func (c *signerClient) WatchSigningKeys(ctx context.Context, in *WatchSigningKeysRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchSigningKeysResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Signer_ServiceDesc.Streams[0], Signer_WatchSigningKeys_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchSigningKeysRequest, WatchSigningKeysResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Signer_WatchSigningKeysClient = grpc.ServerStreamingClient[WatchSigningKeysResponse]
+
+func (c *signerClient) Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignResponse)
+	err := c.cc.Invoke(ctx, Signer_Sign_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *signerClient) FetchPrivateKeys(ctx context.Context, in *FetchPrivateKeysRequest, opts ...grpc.CallOption) (*FetchPrivateKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FetchPrivateKeysResponse)
+	err := c.cc.Invoke(ctx, Signer_FetchPrivateKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SignerServer is the server API for Signer service.
 // All implementations must embed UnimplementedSignerServer
 // for forward compatibility.
@@ -120,6 +179,23 @@ type SignerServer interface {
 	// receivers may not find. NOT_FOUND BRAND_NOT_FOUND, and DOMAIN_NOT_FOUND when
 	// no brand is named and none has the domain.
 	ResolveSigningKeys(context.Context, *ResolveSigningKeysRequest) (*ResolveSigningKeysResponse, error)
+	// Tells with which keys to sign mail of all domains, and then of each change
+	// within about a second. It never names a key to sign with that receivers may not
+	// find. A slow caller is told less often, of the same. UNAVAILABLE NOT_READY (dkimd
+	// has just started), SHUTTING_DOWN; INVALID_ARGUMENT INVALID_RESUME_TOKEN;
+	// NOT_FOUND BRAND_NOT_FOUND; RESOURCE_EXHAUSTED TOO_MANY_WATCHES.
+	WatchSigningKeys(*WatchSigningKeysRequest, grpc.ServerStreamingServer[WatchSigningKeysResponse]) error
+	// Signs digests with keys that stay here. A key signs only while
+	// ResolveSigningKeys would name it. Each digest succeeds or fails by itself.
+	// INVALID_ARGUMENT BATCH_TOO_LARGE, INVALID_DIGEST (none is given);
+	// RESOURCE_EXHAUSTED RATE_LIMITED (with RetryInfo); UNAVAILABLE NOT_READY.
+	Sign(context.Context, *SignRequest) (*SignResponse, error)
+	// Hands out private keys, for signers that sign by themselves: keys that sign
+	// now or stand by. Only signers that dkimd was told of (--allow-key-fetch) and
+	// that are registered may call it. PERMISSION_DENIED KEY_FETCH_NOT_ALLOWED;
+	// FAILED_PRECONDITION SIGNER_NOT_FOUND (register first); INVALID_ARGUMENT
+	// BATCH_TOO_LARGE; UNAVAILABLE NOT_READY.
+	FetchPrivateKeys(context.Context, *FetchPrivateKeysRequest) (*FetchPrivateKeysResponse, error)
 	mustEmbedUnimplementedSignerServer()
 }
 
@@ -138,6 +214,15 @@ func (UnimplementedSignerServer) ReportUse(context.Context, *ReportUseRequest) (
 }
 func (UnimplementedSignerServer) ResolveSigningKeys(context.Context, *ResolveSigningKeysRequest) (*ResolveSigningKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResolveSigningKeys not implemented")
+}
+func (UnimplementedSignerServer) WatchSigningKeys(*WatchSigningKeysRequest, grpc.ServerStreamingServer[WatchSigningKeysResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchSigningKeys not implemented")
+}
+func (UnimplementedSignerServer) Sign(context.Context, *SignRequest) (*SignResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Sign not implemented")
+}
+func (UnimplementedSignerServer) FetchPrivateKeys(context.Context, *FetchPrivateKeysRequest) (*FetchPrivateKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FetchPrivateKeys not implemented")
 }
 func (UnimplementedSignerServer) mustEmbedUnimplementedSignerServer() {}
 func (UnimplementedSignerServer) testEmbeddedByValue()                {}
@@ -214,6 +299,53 @@ func _Signer_ResolveSigningKeys_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Signer_WatchSigningKeys_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchSigningKeysRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SignerServer).WatchSigningKeys(m, &grpc.GenericServerStream[WatchSigningKeysRequest, WatchSigningKeysResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Signer_WatchSigningKeysServer = grpc.ServerStreamingServer[WatchSigningKeysResponse]
+
+func _Signer_Sign_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SignerServer).Sign(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Signer_Sign_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SignerServer).Sign(ctx, req.(*SignRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Signer_FetchPrivateKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FetchPrivateKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SignerServer).FetchPrivateKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Signer_FetchPrivateKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SignerServer).FetchPrivateKeys(ctx, req.(*FetchPrivateKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Signer_ServiceDesc is the grpc.ServiceDesc for Signer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -233,7 +365,21 @@ var Signer_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ResolveSigningKeys",
 			Handler:    _Signer_ResolveSigningKeys_Handler,
 		},
+		{
+			MethodName: "Sign",
+			Handler:    _Signer_Sign_Handler,
+		},
+		{
+			MethodName: "FetchPrivateKeys",
+			Handler:    _Signer_FetchPrivateKeys_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchSigningKeys",
+			Handler:       _Signer_WatchSigningKeys_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "dkim/v1/signer.proto",
 }
