@@ -151,7 +151,7 @@ func unlessStopped(ctx context.Context, err error) error {
 
 func listenFlags(f *pflag.FlagSet, l *Listen) {
 	f.StringVar(&l.GRPC, "grpc-listen", "127.0.0.1:9443", "`address` of the gRPC service, TLS")
-	f.StringVar(&l.HTTP, "http-listen", "127.0.0.1:9080", "`address` of HTTPS")
+	f.StringVar(&l.HTTP, "http-listen", "127.0.0.1:9080", "`address` of REST, HTTPS")
 	f.StringVar(&l.Metrics, "metrics-listen", "127.0.0.1:9081", "`address` of /metrics, /healthz and /readyz, plain HTTP")
 	f.StringVar(&l.Disclosure, "disclosure-listen", "", "`address` where everybody may read the private keys that brands disclose, plain HTTP (default none)")
 }

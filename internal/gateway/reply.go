@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 )
 
 // errorDomain is the domain of every ErrorInfo, as in the service.
@@ -91,7 +93,7 @@ func writeError(w http.ResponseWriter, err error) {
 			header.Set("Retry-After", strconv.FormatInt(int64((delay+time.Second-1)/time.Second), 10))
 		}
 	}
-	body, err := protojson.Marshal(st.Proto())
+	body, err := compact(st.Proto())
 	if err != nil {
 		httpStatus, body = http.StatusInternalServerError, []byte(`{"code":13,"message":"the error cannot be written"}`)
 	}
@@ -99,6 +101,18 @@ func writeError(w http.ResponseWriter, err error) {
 	w.WriteHeader(httpStatus)
 	//nolint:gosec // JSON that says it is, with nosniff, is no page
 	_, _ = w.Write(append(body, '\n')) // the caller may have gone
+}
+
+// compact is a message in JSON without the spaces that protojson varies from build
+// to build.
+func compact(m proto.Message) ([]byte, error) {
+	raw, err := protojson.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	var body bytes.Buffer
+	err = json.Compact(&body, raw)
+	return body.Bytes(), err
 }
 
 // withReason gives an error of the REST routes, which is about how the request is
