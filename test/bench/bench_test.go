@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/app"
@@ -151,8 +152,27 @@ func (t *times) report(b *testing.B, what string) {
 
 // BenchmarkProvisionEd25519 provisions domains of two selectors from 64 callers
 // at a time.
-func BenchmarkProvisionEd25519(b *testing.B) {
+func BenchmarkProvisionEd25519(b *testing.B) { provisionMany(b, start(b)) }
+
+// BenchmarkProvisionEd25519Quota does so in a brand whose domains are counted.
+func BenchmarkProvisionEd25519Quota(b *testing.B) {
 	s := start(b)
+	s.setQuota(b)
+	provisionMany(b, s)
+}
+
+// setQuota has the domains of the brand counted, and leaves room for any number.
+func (s *standalone) setQuota(b *testing.B) {
+	b.Helper()
+	if _, err := s.client.UpdateBrand(b.Context(), &dkimv1.UpdateBrandRequest{
+		Brand: &dkimv1.Brand{Name: "brands/acme", MaxDomains: 1_000_000_000}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"max_domains"}},
+	}); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func provisionMany(b *testing.B, s *standalone) {
+	b.Helper()
 	var n atomic.Int64
 	var calls times
 	b.SetParallelism(32) // times GOMAXPROCS

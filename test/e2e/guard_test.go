@@ -75,6 +75,29 @@ func TestLimits(t *testing.T) {
 	if err := get(other, "other"); err != nil {
 		t.Errorf("another brand: %v", err)
 	}
+	// REST has the same account, and HTTP's words for it.
+	rest := &http.Client{Transport: &http.Transport{TLSClientConfig: trusting(t, s.admin().CA)}}
+	md, _ := metadata.FromOutgoingContext(acme)
+	for range 1000 {
+		req, err := http.NewRequestWithContext(acme, http.MethodGet, "https://"+s.http+"/v1/brands/acme", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", md.Get("authorization")[0])
+		resp, err := rest.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body) // so that the connection is used again
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			continue
+		}
+		if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "1" {
+			t.Errorf("status %s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
+		}
+		break
+	}
 	admin := s.api(t)
 	for range 100 {
 		if _, err := admin.GetBrand(deadline(t), &dkimv1.GetBrandRequest{Name: "brands/acme"}); err != nil {
