@@ -2,6 +2,7 @@ package bench_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -35,6 +36,23 @@ type standalone struct {
 	dataDir string
 }
 
+var auditTo = flag.String("audit", "disk", "the audit log: disk, memory (a line may take a second to the disk) or off")
+
+// auditLog is as -audit says.
+func auditLog(b *testing.B) app.Audit {
+	b.Helper()
+	switch *auditTo {
+	case "disk":
+		return app.Audit{}
+	case "memory":
+		return app.Audit{Sync: time.Second}
+	case "off":
+		return app.Audit{Log: "-", Out: io.Discard}
+	}
+	b.Fatalf("-audit %s: use disk, memory or off", *auditTo)
+	return app.Audit{}
+}
+
 func start(b *testing.B) *standalone {
 	b.Helper()
 	s := &standalone{dataDir: b.TempDir()}
@@ -46,7 +64,7 @@ func start(b *testing.B) *standalone {
 			DataDir: s.dataDir, Zone: zone, DNS: freeAddress(b),
 			Listen: app.Listen{GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0", Metrics: "127.0.0.1:0"},
 			Checks: app.Checks{Rate: 200},
-			Logger: slog.New(slog.DiscardHandler), Out: io.Discard,
+			Logger: slog.New(slog.DiscardHandler), Out: io.Discard, Audit: auditLog(b),
 			Started: func(a app.Addresses) { started <- a },
 		}.Run(ctx)
 	}()
