@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -79,6 +80,11 @@ func newAudited(t *testing.T) *audited {
 	t.Cleanup(a.close)
 	a.custody, a.mint = a.newCustody(logger), mint.New(a.pool, a.sealer)
 	a.api = service.New(store, a.mint, nil, time.Now, logger)
+	stopSigning, err := a.startSigning(t.Context(), Signing{KeyFetchers: []string{"*"}}, logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stopSigning)
 	account, err := (&Audit{Log: a.path}).open(t.Context(), "", logger)
 	if err != nil {
 		t.Fatal(err)
@@ -225,6 +231,34 @@ func call(ctx context.Context, conn *grpc.ClientConn, name string, m protoreflec
 	return s.RecvMsg(resp)
 }
 
+// fetch fetches a private key, which goes to secrets, as soon as dkimd knows what
+// signs.
+func fetch(ctx context.Context, conn *grpc.ClientConn, key string, secrets map[string][]byte) error {
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		resp, err := dkimv1.NewSignerClient(conn).FetchPrivateKeys(ctx, &dkimv1.FetchPrivateKeysRequest{Keys: []string{key}})
+		if status.Code(err) == codes.Unavailable {
+			select {
+			case <-poll.C:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err != nil {
+			return err
+		}
+		r := resp.GetResults()[0]
+		if r.GetError() != nil {
+			return status.ErrorProto(r.GetError())
+		}
+		der := r.GetPrivateKey()
+		secrets["fetched key"] = der[len(der)-32:]
+		return nil
+	}
+}
+
 // secretForms are what octets may look like in a text.
 func secretForms(secret []byte) [][]byte {
 	all := [][]byte{secret, []byte(hex.EncodeToString(secret)), []byte(strings.ToUpper(hex.EncodeToString(secret)))}
@@ -317,6 +351,7 @@ func TestNoSecretsInTheAuditLog(t *testing.T) {
 	did("RegisterSigner", err)
 	_, err = dkimv1.NewSignerClient(mx).ReportUse(ctx, &dkimv1.ReportUseRequest{})
 	did("ReportUse", err)
+	did("FetchPrivateKeys", fetch(ctx, mx, described.GetSelectors()[1].GetKey(), secrets))
 	_, err = api.DeleteSigner(ctx, &dkimv1.DeleteSignerRequest{Name: "signers/mx1"})
 	did("DeleteSigner", err)
 

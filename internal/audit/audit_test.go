@@ -259,7 +259,7 @@ func TestUnary(t *testing.T) {
 			}},
 			want: with(func(e *auditlog.Entry) {
 				e.Call, e.Resource, e.Revision, e.Asked = "dkim.v1.KeyManagement/BatchPublishKeys", "brands/acme", 0, empty
-				e.After = map[string]string{"published": "2", "KEY_PUBLISHED": "1"}
+				e.After = map[string]string{"done": "2", "KEY_PUBLISHED": "1"}
 			}),
 		},
 		{

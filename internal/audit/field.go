@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/dkimzone/dkimzone/internal/auditlog"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 )
 
@@ -226,37 +227,29 @@ func batchResults(resp proto.Message) map[string]string {
 	return values
 }
 
-// fetchedKeys names the keys of which the private halves were handed out, and counts
-// the others by their reasons.
-func fetchedKeys(resp proto.Message) map[string]string {
+// fetchedKeys are the keys whose private halves were handed out.
+func fetchedKeys(resp proto.Message) []auditlog.Step {
 	m := resp.ProtoReflect()
 	results := m.Descriptor().Fields().ByName("results")
 	if results == nil || !results.IsList() {
 		return nil
 	}
-	var names []string
-	counts := make(map[string]int)
+	var steps []auditlog.Step
 	list := m.Get(results).List()
 	for i := range list.Len() {
 		r := list.Get(i).Message()
-		if fd := r.Descriptor().Fields().ByName("error"); fd != nil && r.Has(fd) {
-			counts[resultOf(r)]++
-			continue
+		if fd := r.Descriptor().Fields().ByName("error"); fd == nil || !r.Has(fd) {
+			steps = append(steps, auditlog.Step{Action: "READ_PRIVATE_KEY", Resource: cleanName(text(r.Interface(), "key"))})
 		}
-		names = append(names, text(r.Interface(), "key"))
 	}
-	values := map[string]string{"keys": strings.Join(names, " ")}
-	for what, n := range counts {
-		values[what] = strconv.Itoa(n)
-	}
-	return values
+	return steps
 }
 
-// resultOf is "published", or the reason why not.
+// resultOf is "done", or the reason why not.
 func resultOf(m protoreflect.Message) string {
 	fd := m.Descriptor().Fields().ByName("error")
 	if fd == nil || !m.Has(fd) {
-		return "published"
+		return "done"
 	}
 	st, ok := m.Get(fd).Message().Interface().(*spb.Status)
 	if !ok {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 
@@ -174,6 +175,9 @@ func (a *Auditor) entry(ctx context.Context, c *call, method string, req, resp p
 		e.After = c.row.settings(resp)
 		if c.row.count != nil {
 			e.After = c.row.count(resp)
+		}
+		if c.row.steps != nil {
+			e.Steps = append(slices.Clip(e.Steps), c.row.steps(resp)...)
 		}
 	}
 	e.Before, e.After = differing(e.Before, e.After)

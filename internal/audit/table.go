@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/dkimzone/dkimzone/internal/auditlog"
 )
 
 // kind is whether calls of a method have lines. Those that are refused because of
@@ -33,6 +35,8 @@ type row struct {
 	revision string
 	// count, if not nil, makes something short of a long response.
 	count func(resp proto.Message) map[string]string
+	// steps, if not nil, are what the response says was done.
+	steps func(resp proto.Message) []auditlog.Step
 }
 
 const (
@@ -93,7 +97,7 @@ var table = map[string]row{
 	signer + "ResolveSigningKeys": {kind: read, resource: "{name}"},
 	signer + "WatchSigningKeys":   {kind: read, resource: "{parent}"},
 	signer + "Sign":               {kind: read}, // one for each message: a metric counts them
-	signer + "FetchPrivateKeys":   {kind: keyRead, resource: "keys", count: fetchedKeys},
+	signer + "FetchPrivateKeys":   {kind: keyRead, resource: "keys", count: batchResults, steps: fetchedKeys},
 
 	access + "CreateToken":       {resource: "tokens", created: "{name}", after: []string{"role", "brand", "subject", "export_keys", "expire_time"}},
 	access + "ListTokens":        {kind: read},
