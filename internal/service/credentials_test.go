@@ -232,6 +232,17 @@ func TestBrandsAreHidden(t *testing.T) {
 	})
 	must(mx.ResolveSigningKeys(t.Context(), &dkimv1.ResolveSigningKeysRequest{Name: "brands/-/domains/mine.example"}))(t)
 
+	// It does not take the place of the provider's own, that somehow has its id.
+	own := dkimv1.NewSignerClient(f.as(t, "signer", "acme"))
+	must(own.RegisterSigner(t.Context(), &dkimv1.RegisterSignerRequest{Signer: &dkimv1.SignerRegistration{Name: "signers/acme.mx1"}}))(t)
+	for _, call := range []func() error{
+		func() error { _, err := mx.RegisterSigner(t.Context(), &dkimv1.RegisterSignerRequest{}); return err },
+		func() error { _, err := mx.ReportUse(t.Context(), &dkimv1.ReportUseRequest{}); return err },
+	} {
+		f.refused(t, rejection{codes.PermissionDenied, "PERMISSION_DENIED", ""}, call)
+	}
+	must(f.api.DeleteSigner(t.Context(), &dkimv1.DeleteSignerRequest{Name: "signers/acme.mx1"}))(t)
+
 	// It registers for its brand, under a name that is not another brand's.
 	registered := must(mx.RegisterSigner(t.Context(), &dkimv1.RegisterSignerRequest{}))(t)
 	wantEqual(t, "name", registered.GetName(), "signers/acme.mx1")

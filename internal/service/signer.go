@@ -102,6 +102,9 @@ func (s *Service) RegisterSigner(ctx context.Context, req *dkimv1.RegisterSigner
 	}
 	next.LeaseExpiry = now.Add(next.Lease)
 	stored, err := s.putSigner(ctx, id, func(before keystore.Signer) (keystore.Signer, error) {
+		if err := checkSigner(ctx, before); err != nil {
+			return before, err
+		}
 		next.Revision = before.Revision
 		if before.Revision != 0 {
 			next.RegisterTime = before.RegisterTime
@@ -112,6 +115,15 @@ func (s *Service) RegisterSigner(ctx context.Context, req *dkimv1.RegisterSigner
 		return nil, err
 	}
 	return signerMessage(stored), nil
+}
+
+// checkSigner refuses one who is bound to a brand and would speak for a signer of
+// the provider, or of another brand, that has come to have the same id.
+func checkSigner(ctx context.Context, before keystore.Signer) error {
+	if bound := boundBrand(ctx); bound != "" && before.Revision != 0 && before.Brand != bound {
+		return fail(codes.PermissionDenied, "PERMISSION_DENIED", fmt.Sprintf("signer %s is not of brand %s: choose another name", before.ID, bound))
+	}
+	return nil
 }
 
 // putSigner stores what change makes of a signer, which may be new.
@@ -151,6 +163,9 @@ func (s *Service) ReportUse(ctx context.Context, req *dkimv1.ReportUseRequest) (
 	signer, err := s.putSigner(ctx, id, func(before keystore.Signer) (keystore.Signer, error) {
 		if before.Revision == 0 {
 			return before, signerNotFound(id)
+		}
+		if err := checkSigner(ctx, before); err != nil {
+			return before, err
 		}
 		for i, r := range reports {
 			if before.Brand != "" && r.Brand != before.Brand {
