@@ -129,7 +129,7 @@ var owners = []owner{
 	},
 	{
 		dependency: module + "/api/dkim/v1",
-		owners:     []string{"internal/service", "internal/cli", "internal/gateway", "internal/app", "test"},
+		owners:     []string{"internal/service", "internal/cli", "internal/gateway", "internal/app", "signer", "test"},
 		reason:     "generated messages stay at the edges; the packages inside have types of their own",
 	},
 	{
@@ -172,6 +172,11 @@ var reaches = []reach{
 			"github.com/aws", "cloud.google.com", "github.com/Azure", "github.com/hashicorp/vault",
 		},
 		reason: "dkimctl is a client of the API like any other and needs no more than it",
+	},
+	{
+		from:   "signer",
+		only:   []string{"signer", "api/dkim/v1"},
+		reason: "who signs mail links the client and nothing else of ours",
 	},
 	{
 		from:   "api/dkim/v1",
