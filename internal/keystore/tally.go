@@ -53,7 +53,8 @@ func tallyFrom(b Brand, made, gone *mvccpb.KeyValue) (*tally, error) {
 		return nil, fmt.Errorf("%w: tally of brand %s: %w", schema.ErrCorrupt, b.Name, err)
 	}
 	t.base = v.GetBase()
-	t.valid = v.GetMadeCreateRevision() == made.CreateRevision && v.GetGoneCreateRevision() == gone.CreateRevision
+	// What a restored backup has written was written once, see count.
+	t.valid = made.Version > 1 && v.GetMadeCreateRevision() == made.CreateRevision && v.GetGoneCreateRevision() == gone.CreateRevision
 	return t, nil
 }
 

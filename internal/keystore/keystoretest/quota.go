@@ -11,10 +11,12 @@ import (
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
+	"github.com/dkimzone/dkimzone/internal/schema/schemapb"
 )
 
 // quota sets how many domains a brand may have.
@@ -192,6 +194,19 @@ var quotaTests = map[string]func(*testing.T, *env){
 			}
 		}
 		e.provision(t, "acme", "c.example", "s1")
+		e.wantFull(t, 3, 3)
+		// Not even at the same revisions, as may be after a restore.
+		for _, key := range []string{schema.TallyMadeKey("acme"), schema.TallyGoneKey("acme")} {
+			if _, err := e.client.Txn(t.Context()).Then(clientv3.OpDelete(key)).Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		next := e.revision(t) + 1
+		value := must(proto.Marshal(&schemapb.Tally{Base: -100, MadeCreateRevision: next, GoneCreateRevision: next}))(t)
+		if _, err := e.client.Txn(t.Context()).Then(clientv3.OpPut(schema.TallyMadeKey("acme"), string(value)), clientv3.OpPut(schema.TallyGoneKey("acme"), "")).Commit(); err != nil {
+			t.Fatal(err)
+		}
+		wantEqual(t, "number of domains", must(e.CustomerDomains(t.Context(), "acme"))(t), 3)
 		e.wantFull(t, 3, 3)
 		// Or only one of them.
 		if _, err := e.client.Txn(t.Context()).Then(clientv3.OpDelete(schema.TallyGoneKey("acme"))).Commit(); err != nil {
