@@ -38,8 +38,8 @@ func scan(path string) (found, error) {
 		if err != nil {
 			return found{}, err
 		}
-		e, bad := Parse(text)
-		follows := bad == nil && (at.size == 0 || e.Chain == at.head.Chain && e.Seq == at.head.Seq+1 && e.Prev == at.head.Hash)
+		place, prev, good := glance(text)
+		follows := good && (at.size == 0 || place.Chain == at.head.Chain && place.Seq == at.head.Seq+1 && prev == at.head.Hash)
 		if !whole || !follows {
 			info, err := f.Stat()
 			if err != nil {
@@ -49,7 +49,7 @@ func scan(path string) (found, error) {
 			at.unfinished = !whole && at.rest > 0
 			return at, nil
 		}
-		at.head = Position{e.Chain, e.Seq, e.Hash}
+		at.head = place
 		at.size += int64(len(text)) + 1
 	}
 }
@@ -136,8 +136,11 @@ func firstSeq(path string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	e, err := Parse(text)
-	return e.Seq, err
+	at, _, ok := glance(text)
+	if !ok {
+		return 0, ErrMalformed
+	}
+	return at.Seq, nil
 }
 
 // setAside renames a broken file so that neither rotation nor pruning takes it.
