@@ -80,7 +80,7 @@ func (l *loop) restore(m *meta) {
 	l.clusterID, l.rev, l.listed = m.ClusterID, m.Revision, true
 	if apex, err := schema.UnmarshalApex(m.Apex); err == nil {
 		l.apexKV = &mvccpb.KeyValue{Value: m.Apex, ModRevision: m.ApexRev}
-		l.apex.Store(&Apex{Apex: apex, Revision: m.ApexRev, Serial: schema.Serial(m.ApexRev)})
+		l.apex.Store(&Apex{Apex: apex, Revision: m.ApexRev, Serial: apex.Serial(m.ApexRev)})
 	}
 	if m.Held {
 		l.hold = &hold{} // its revision is that of the next listing
@@ -540,7 +540,7 @@ func (l *loop) setApex(ctx context.Context, kv *mvccpb.KeyValue) {
 		kv = &mvccpb.KeyValue{Value: l.apexKV.Value, ModRevision: kv.ModRevision}
 	}
 	l.apexKV = kv
-	l.apex.Store(&Apex{Apex: apex, Revision: kv.ModRevision, Serial: schema.Serial(kv.ModRevision)})
+	l.apex.Store(&Apex{Apex: apex, Revision: kv.ModRevision, Serial: apex.Serial(kv.ModRevision)})
 }
 
 // owner takes a key apart without allocating; the owner name aliases it.

@@ -96,9 +96,16 @@ type Apex struct {
 	// AcceptDeletionsRevision releases a resync that was held because it would
 	// delete too much, if it began at or before this revision.
 	AcceptDeletionsRevision int64
-	CreateTime              time.Time
-	Policy                  []byte // how keys rotate; DNS nodes do not look into it
+
+	// SerialOffset is what the SOA serial is ahead of the revision: 0, but in a
+	// store that a backup was restored to, whose revisions began anew.
+	SerialOffset uint32
+	CreateTime   time.Time
+	Policy       []byte // how keys rotate; DNS nodes do not look into it
 }
+
+// Serial is the SOA serial of the zone when its apex was last touched at revision.
+func (a Apex) Serial(revision int64) uint32 { return Serial(revision + int64(a.SerialOffset)) }
 
 // Marshal is the stored form.
 func (a Apex) Marshal() ([]byte, error) {
@@ -111,6 +118,7 @@ func (a Apex) Marshal() ([]byte, error) {
 		NegativeTtlSeconds:      a.NegativeTTL,
 		RecordTtlSeconds:        a.RecordTTL,
 		AcceptDeletionsRevision: a.AcceptDeletionsRevision,
+		SerialOffset:            a.SerialOffset,
 		CreateTimeMicros:        Micros(a.CreateTime),
 		Policy:                  a.Policy,
 	}
@@ -139,6 +147,7 @@ func UnmarshalApex(b []byte) (Apex, error) {
 		NegativeTTL:             v.GetNegativeTtlSeconds(),
 		RecordTTL:               v.GetRecordTtlSeconds(),
 		AcceptDeletionsRevision: v.GetAcceptDeletionsRevision(),
+		SerialOffset:            v.GetSerialOffset(),
 		CreateTime:              FromMicros(v.GetCreateTimeMicros()),
 		Policy:                  v.GetPolicy(),
 	}

@@ -90,13 +90,13 @@ var fullApex = schema.Apex{
 		{Name: "ns.example.org"},
 	},
 	Mailbox: "hostmaster.example.net", ApexTTL: 86400, Refresh: 3600, Retry: 600, Expire: 1209600, NegativeTTL: 300, RecordTTL: 3600,
-	AcceptDeletionsRevision: 1 << 40, CreateTime: sometime,
+	AcceptDeletionsRevision: 1 << 40, CreateTime: sometime, SerialOffset: 1 << 28,
 }
 
 const fullApexStored = "0a2e" + "0a146e73312e6b6579732e6578616d706c652e6e6574" + "1204c0000201" + "121020010db8000000000000000000000001" +
 	"0a10" + "0a0e6e732e6578616d706c652e6f7267" +
 	"1216686f73746d61737465722e6578616d706c652e6e6574" + "1880a305" + "20901c" + "28d804" + "3080ea49" + "38ac02" + "40901c" +
-	"48808080808020" + "50c0e4c3add3fe9203"
+	"48808080808020" + "50c0e4c3add3fe9203" + "6500000010"
 
 func TestApex(t *testing.T) {
 	b, err := fullApex.Marshal()

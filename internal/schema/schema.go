@@ -204,9 +204,9 @@ func SealedKeyKey(brand, domain, keyID string) string {
 	return SealedKeyPrefix(brand, domain) + keyID
 }
 
-// Serial is the SOA serial of a zone whose apex was last touched at revision:
-// its low 32 bits, which keep RFC 1982 order, with 0 left out because some
-// secondaries take it for "unknown".
+// Serial is the SOA serial of a zone whose apex was last touched at revision and
+// that has no SerialOffset: its low 32 bits, which keep RFC 1982 order, with 0 left
+// out because some secondaries take it for "unknown".
 func Serial(revision int64) uint32 {
 	if s := uint32(revision); s != 0 { //nolint:gosec // the low 32 bits are meant
 		return s

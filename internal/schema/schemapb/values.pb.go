@@ -134,7 +134,9 @@ type Apex struct {
 	AcceptDeletionsRevision int64 `protobuf:"varint,9,opt,name=accept_deletions_revision,json=acceptDeletionsRevision,proto3" json:"accept_deletions_revision,omitempty"`
 	CreateTimeMicros        int64 `protobuf:"varint,10,opt,name=create_time_micros,json=createTimeMicros,proto3" json:"create_time_micros,omitempty"`
 	// A Policy. DNS nodes do not look into it.
-	Policy        []byte `protobuf:"bytes,11,opt,name=policy,proto3" json:"policy,omitempty"`
+	Policy []byte `protobuf:"bytes,11,opt,name=policy,proto3" json:"policy,omitempty"`
+	// What the serial is ahead of the revision.
+	SerialOffset  uint32 `protobuf:"fixed32,12,opt,name=serial_offset,json=serialOffset,proto3" json:"serial_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -244,6 +246,13 @@ func (x *Apex) GetPolicy() []byte {
 		return x.Policy
 	}
 	return nil
+}
+
+func (x *Apex) GetSerialOffset() uint32 {
+	if x != nil {
+		return x.SerialOffset
+	}
+	return 0
 }
 
 type NameServer struct {
@@ -2042,7 +2051,7 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"sameDomain\x12\x1f\n" +
 	"\vttl_seconds\x18\x05 \x01(\rR\n" +
 	"ttlSeconds\x12,\n" +
-	"\x12update_time_micros\x18\x06 \x01(\x06R\x10updateTimeMicros\"\xda\x03\n" +
+	"\x12update_time_micros\x18\x06 \x01(\x06R\x10updateTimeMicros\"\xff\x03\n" +
 	"\x04Apex\x127\n" +
 	"\fname_servers\x18\x01 \x03(\v2\x14.schemapb.NameServerR\vnameServers\x12\x18\n" +
 	"\amailbox\x18\x02 \x01(\tR\amailbox\x12(\n" +
@@ -2055,7 +2064,8 @@ const file_schemapb_values_proto_rawDesc = "" +
 	"\x19accept_deletions_revision\x18\t \x01(\x03R\x17acceptDeletionsRevision\x12,\n" +
 	"\x12create_time_micros\x18\n" +
 	" \x01(\x03R\x10createTimeMicros\x12\x16\n" +
-	"\x06policy\x18\v \x01(\fR\x06policy\">\n" +
+	"\x06policy\x18\v \x01(\fR\x06policy\x12#\n" +
+	"\rserial_offset\x18\f \x01(\aR\fserialOffset\">\n" +
 	"\n" +
 	"NameServer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
