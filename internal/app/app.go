@@ -93,7 +93,8 @@ func bindCause(err error) error {
 
 // backend is what the API works on: keys, sealing and the store.
 type backend struct {
-	store  *keystore.Store
+	store  *keystore.Store // shut while a backup is restored
+	direct *keystore.Store // not so
 	pool   *keygen.Pool
 	keeper io.Closer // of the key-encryption key
 	sealer *checkedSealer
@@ -105,6 +106,8 @@ type backend struct {
 	guard  *guard
 	// custody changes what keys are sealed with.
 	custody *custody.Custody
+	// afterRestore, if not nil, is called when a backup was restored.
+	afterRestore func(context.Context)
 
 	account *account // of who changes what
 }
@@ -120,7 +123,7 @@ func (b *backend) keepAccount(a *account) {
 // the stored data keys were wrapped with, later if etcd or the key's keeper does
 // not answer now, and starts to generate keys.
 func newBackend(ctx context.Context, client keystore.Client, kek KEK, access Access, guard *guard, p *prober.Prober, logger *slog.Logger) (*backend, error) {
-	store := keystore.New(client, storeTimeout)
+	store := keystore.New(keystore.Gated(client), storeTimeout)
 	who, err := access.authenticator(store, logger)
 	if err != nil {
 		return nil, err
@@ -129,7 +132,7 @@ func newBackend(ctx context.Context, client keystore.Client, kek KEK, access Acc
 	if err != nil {
 		return nil, err
 	}
-	b := &backend{guard: guard, store: store, keeper: keeper, prober: p, authn: who, access: service.NewAccess(store, who.Forget, time.Now)}
+	b := &backend{guard: guard, store: store, direct: keystore.New(client, storeTimeout), keeper: keeper, prober: p, authn: who, access: service.NewAccess(store, who.Forget, time.Now)}
 	b.sealer = &checkedSealer{sealer: envelope.NewSealer(keeper, b.store)}
 	switch err := b.sealer.check(ctx); {
 	case errors.Is(err, keystore.ErrUnavailable), errors.Is(err, envelope.ErrKeeperUnavailable):

@@ -35,8 +35,13 @@ func (k *KEK) add(f *pflag.FlagSet, usage string) {
 
 func (b *backend) newCustody(logger *slog.Logger) *custody.Custody {
 	return custody.New(custody.Options{
-		Store: b.store, Sealer: b.sealer.sealer, Name: candidate(), Now: time.Now, Logger: logger,
+		Store: b.store, Direct: b.direct, Sealer: b.sealer.sealer, Name: candidate(), Now: time.Now, Logger: logger,
 		Poll: custodyPoll, TakeOver: custodyTakeOver, Settle: envelope.SettleTime + longestCall,
+		RestoreSettle: storeTimeout + 2*time.Second, AfterRestore: func(ctx context.Context) {
+			if b.afterRestore != nil {
+				b.afterRestore(ctx)
+			}
+		},
 	})
 }
 

@@ -114,7 +114,12 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, account.close()) }()
 	backend.keepAccount(account)
-	if err := ensureZone(ctx, store, backend, zone, o.DNS); err != nil {
+	// What a restore that was cut short has left, only another one may touch.
+	restoring, err := store.Restoring(ctx)
+	if err == nil && !restoring {
+		err = ensureZone(ctx, store, backend, zone, o.DNS)
+	}
+	if err != nil {
 		return err
 	}
 
@@ -140,9 +145,11 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
 
-	follow := followZones(store, func(ctx context.Context, zones []string) error {
+	changed := func(ctx context.Context, zones []string) error {
 		return errors.Join(ns.reload(zones), writeClientConfig(ctx, store, certs, addresses))
-	}, o.Logger)
+	}
+	follow := followZones(store, changed, o.Logger)
+	backend.afterRestore = func(ctx context.Context) { serveZones(ctx, store, changed, o.Logger) }
 	stopSigning, err := backend.startSigning(ctx, o.Signing, o.Logger)
 	if err != nil {
 		return err
@@ -240,6 +247,9 @@ func (o Standalone) startDNS(ctx context.Context, etcd *embedetcd.Server, store 
 	if err != nil {
 		return nil, err
 	}
+	if len(zones) == 0 { // they come at the end of a restore
+		zones = []string{o.Zone}
+	}
 	replicas := filepath.Join(dir, "replica")
 	// The name is unique in the process, as tests run several at a time.
 	unregister := replica.RegisterInProcess(dir, etcd.Client())
@@ -277,14 +287,19 @@ func followZones(store *keystore.Store, changed func(context.Context, []string) 
 		if err != nil || !slices.Contains(methods, info.FullMethod) {
 			return resp, err
 		}
-		zones, zerr := zoneNames(ctx, store)
-		if zerr == nil && len(zones) > 0 {
-			zerr = changed(ctx, zones)
-		}
-		if zerr != nil {
-			logger.LogAttrs(ctx, slog.LevelError, "DNS goes on with the zones it had", slog.Any("error", zerr))
-		}
+		serveZones(ctx, store, changed, logger)
 		return resp, nil
+	}
+}
+
+// serveZones calls changed with the names of all zones, if there is one.
+func serveZones(ctx context.Context, store *keystore.Store, changed func(context.Context, []string) error, logger *slog.Logger) {
+	zones, err := zoneNames(ctx, store)
+	if err == nil && len(zones) > 0 {
+		err = changed(ctx, zones)
+	}
+	if err != nil {
+		logger.LogAttrs(ctx, slog.LevelError, "DNS goes on with the zones it had", slog.Any("error", err))
 	}
 }
 

@@ -23,6 +23,7 @@ var tiers = map[string]int{
 	"prober":     1,
 	"coredump":   1,
 	"auditlog":   1,
+	"backup":     1,
 	// Use cases.
 	"authn":      2,
 	"authz":      2,
@@ -121,6 +122,11 @@ var owners = []owner{
 		dependency: "gocloud.dev",
 		owners:     []string{"internal/envelope"},
 		reason:     "one place wraps and unwraps data keys, so one place can be audited",
+	},
+	{
+		dependency: "filippo.io/age",
+		owners:     []string{"internal/backup", "test"},
+		reason:     "one place says what a backup file is",
 	},
 	{
 		dependency: "github.com/hashicorp/vault",

@@ -110,6 +110,8 @@ var table = map[string]row{
 
 	custody + "GetKeyEncryption":    {kind: read},
 	custody + "RotateKeyEncryption": {resource: "keyEncryption", asked: []string{"data_keys"}, after: []string{"key"}},
+	custody + "Backup":              {kind: keyRead, resource: "backup"}, // sealed ones, and those that are disclosed
+	custody + "Restore":             {resource: "backup", after: []string{"entry_count", "backup_time"}, revision: "revision"},
 
 	"/grpc.health.v1.Health/Check": {kind: read},
 	"/grpc.health.v1.Health/List":  {kind: read},

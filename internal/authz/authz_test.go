@@ -80,6 +80,8 @@ var want = map[string]string{
 
 	"Custody/GetKeyEncryption":    "AU -",
 	"Custody/RotateKeyEncryption": "A -",
+	"Custody/Backup":              "A -",
+	"Custody/Restore":             "A -",
 
 	"Health/Check": "ABSU open",
 	"Health/List":  "ABSU open",

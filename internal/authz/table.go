@@ -91,6 +91,8 @@ var table = map[string]rule{
 
 	custody + "GetKeyEncryption":    {roles: readers},
 	custody + "RotateKeyEncryption": {roles: admins},
+	custody + "Backup":              {roles: admins},
+	custody + "Restore":             {roles: admins},
 
 	"/dkim.v1.Callers/GetCaller": {roles: everyone, filtered: true},
 

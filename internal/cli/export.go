@@ -30,7 +30,7 @@ so, and the last line, "; end of zone".`,
 		if file == "" {
 			return r.export(ctx, api, req, r.Stdout)
 		}
-		return writeWhole(file, func(w io.Writer) error { return r.export(ctx, api, req, w) })
+		return writeWhole(file, 0o644, func(w io.Writer) error { return r.export(ctx, api, req, w) })
 	})
 	c.Flags().StringVar(&file, "to-file", "", "write to this `file`")
 	c.PreRunE = func(c *cobra.Command, _ []string) error {
@@ -74,7 +74,7 @@ func (r *run) export(ctx context.Context, api dkimv1.KeyManagementClient, req *d
 }
 
 // writeWhole makes or replaces a file, if write succeeds.
-func writeWhole(path string, write func(io.Writer) error) (err error) {
+func writeWhole(path string, mode os.FileMode, write func(io.Writer) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.part")
 	if err != nil {
 		return fmt.Errorf("cannot write %s: %w", path, err)
@@ -86,7 +86,7 @@ func writeWhole(path string, write func(io.Writer) error) (err error) {
 	}()
 	err = write(f)
 	if err == nil {
-		err = errors.Join(f.Sync(), f.Chmod(0o644)) // what a zone holds is public
+		err = errors.Join(f.Sync(), f.Chmod(mode))
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err

@@ -47,6 +47,7 @@ type fixture struct {
 	faults      *faults
 	nameServers map[string]*nameServer // ns1, ns2
 
+	sealer      *sealer
 	custody     *service.Custody
 	stopCustody context.CancelFunc
 
@@ -60,13 +61,13 @@ type fixture struct {
 func newFixture(dir string) (*fixture, error) {
 	f := &fixture{keys: newKeySource(), clock: &clock{}, customers: &customers{}, faults: &faults{}, nameServers: make(map[string]*nameServer)}
 	f.store = keystore.New(keystoretest.NewFake(), time.Minute)
-	sealer, err := newSealer(dir, f.store)
-	if err != nil {
+	var err error
+	if f.sealer, err = newSealer(dir, f.store); err != nil {
 		return nil, err
 	}
-	f.service = service.New(f.store, mint.New(f.keys, sealer), f.customers, f.clock.now, slog.New(slog.DiscardHandler))
+	f.service = service.New(f.store, mint.New(f.keys, f.sealer), f.customers, f.clock.now, slog.New(slog.DiscardHandler))
 	rotations := custody.New(custody.Options{
-		Store: f.store, Sealer: sealer, Name: "dkimd1", Now: time.Now, Logger: slog.New(slog.DiscardHandler),
+		Store: f.store, Direct: f.store, Sealer: f.sealer.keys, Name: "dkimd1", Now: time.Now, Logger: slog.New(slog.DiscardHandler),
 		Poll: 10 * time.Millisecond, TakeOver: time.Minute, Settle: time.Millisecond,
 	})
 	f.custody = service.NewCustody(rotations)
@@ -313,8 +314,15 @@ func (k *keySource) Get(ctx context.Context, a keypair.Algorithm) (*keypair.KeyP
 	}
 }
 
-// newSealer seals with dir/new.key, and opens what dir/old.key wrapped.
-func newSealer(dir string, store *keystore.Store) (*envelope.Sealer, error) {
+// sealer seals nothing, as the store is in memory, until it has keys.
+type sealer struct {
+	keys  *envelope.Sealer // of new.key, and of old.key, which it opens with
+	store *keystore.Store
+	old   string // URL
+	real  atomic.Bool
+}
+
+func newSealer(dir string, store *keystore.Store) (*sealer, error) {
 	var urls []string
 	for _, name := range []string{"new.key", "old.key"} {
 		file := filepath.Join(dir, name)
@@ -323,20 +331,29 @@ func newSealer(dir string, store *keystore.Store) (*envelope.Sealer, error) {
 		}
 		urls = append(urls, "file://"+file)
 	}
-	ctx := context.Background()
-	// It wrapped before: "kek rotate" is to put the other in its place.
-	old, err := envelope.OpenKeeper(ctx, urls[1])
+	keeper, err := envelope.OpenKeeper(context.Background(), urls[0], urls[1])
 	if err != nil {
 		return nil, err
 	}
-	if _, _, _, err := envelope.NewSealer(old, store).Propose(ctx); err != nil {
-		return nil, err
-	}
-	keeper, err := envelope.OpenKeeper(ctx, urls[0], urls[1])
+	return &sealer{keys: envelope.NewSealer(keeper, store), store: store, old: urls[1]}, nil
+}
+
+// begin lets old.key wrap what is sealed from now on.
+func (s *sealer) begin(ctx context.Context) error {
+	keeper, err := envelope.OpenKeeper(ctx, s.old)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return envelope.NewSealer(keeper, store), nil
+	s.real.Store(true)
+	_, _, _, err = envelope.NewSealer(keeper, s.store).Propose(ctx) // makes the mark
+	return err
+}
+
+func (s *sealer) Seal(ctx context.Context, brand, name string, plaintext []byte) ([]byte, error) {
+	if s.real.Load() {
+		return s.keys.Seal(ctx, brand, name, plaintext)
+	}
+	return append([]byte("sealed:"), plaintext...), nil
 }
 
 // nameServer answers for the zone what the service holds.

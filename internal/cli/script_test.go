@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -50,6 +52,7 @@ type fixtureKey struct{}
 //	later DURATION             let time pass in dkimd
 //	customer OWNER REASON      make a customer's CNAME look bad in DNS, or ok
 //	signer NAME BRAND DOMAIN   register a signer and let it report the keys of a domain
+//	seal                       really seal private keys from now on, with $WORK/old.key
 //	meet-challenge             do what the last command's output asks for
 //	token-file FILE            write the secret in the last command's JSON to a file
 //	without-certificate CONFIG PKI TOKEN  let a configuration use a token file instead of a certificate
@@ -65,6 +68,9 @@ func TestScripts(t *testing.T) {
 			env.Defer(f.stop)
 			env.Values[fixtureKey{}] = f
 			env.Setenv("ADDRESS", f.address)
+			if err := backupKeys(env); err != nil {
+				return err
+			}
 			env.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")) // else each dkimctl takes a second to end
 			env.Setenv("XDG_CONFIG_HOME", env.WorkDir+"/xdg")
 			env.Setenv("NS1", f.nameServers["ns1"].address.String())
@@ -73,11 +79,27 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"fails": fails, "faults": setFaults, "keys": limitKeys, "dns": setNameServer, "over-tcp": overTCP, "caught-up": caughtUp,
-			"large": large, "domains": domains, "later": later, "customer": customer, "signer": signer, "meet-challenge": meetChallenge,
+			"large": large, "domains": domains, "later": later, "customer": customer, "signer": signer, "meet-challenge": meetChallenge, "seal": seal,
 			"token-file": tokenFile, "without-certificate": withoutCertificate, "revoke-listed": revokeListed,
 		},
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 	})
+}
+
+// backupKeys makes a key pair of age: its recipient is $RECIPIENT, and its identity
+// stands in $WORK/identity.txt.
+func backupKeys(env *testscript.Env) error {
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		return err
+	}
+	env.Setenv("RECIPIENT", id.Recipient().String())
+	return os.WriteFile(filepath.Join(env.WorkDir, "identity.txt"), []byte(id.String()+"\n"), 0o600)
+}
+
+// seal runs the command "seal".
+func seal(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check(fixtureOf(ts).sealer.begin(context.Background()))
 }
 
 func fixtureOf(ts *testscript.TestScript) *fixture {

@@ -64,8 +64,8 @@ func (s site) check(ctx context.Context, zone string, want served) error {
 	switch {
 	case soa == nil:
 		return fmt.Errorf("has no SOA record of %s", zone)
-	case !reached(soa.Serial, serial(want.revision)):
-		return fmt.Errorf("is at serial %d, %d is wanted", soa.Serial, serial(want.revision))
+	case !reached(soa.Serial, want.serial()):
+		return fmt.Errorf("is at serial %d, %d is wanted", soa.Serial, want.serial())
 	}
 	for _, owner := range slices.Sorted(maps.Keys(want.records)) {
 		reply, err := s.ask(ctx, owner, dns.TypeTXT)

@@ -32,6 +32,7 @@ func (w *waiting) define(c *cobra.Command) {
 type served struct {
 	zone     string            // zones/…
 	revision int64             // of the change
+	ahead    int64             // of the revision, is the zone's serial
 	records  map[string]string // TXT data by owner name
 }
 
@@ -45,6 +46,7 @@ func (r *run) wait(ctx context.Context, api dkimv1.KeyManagementClient, w waitin
 	if err != nil {
 		return fmt.Errorf("the change is made, but not what to wait for known: %w", err)
 	}
+	s.ahead = z.GetSerial() - int64(serial(z.GetRevision()))
 	limited, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	sites, err := r.sites(limited, z, w.places)
@@ -152,7 +154,10 @@ func (r *run) provisioned(ctx context.Context, api dkimv1.KeyManagementClient, d
 	return s, nil
 }
 
-// serial is the SOA serial at a store revision. 0 is not used (RFC 1982 has
+// serial is the SOA serial of the change.
+func (s served) serial() uint32 { return serial(s.revision + s.ahead) }
+
+// serial is the SOA serial at a store revision, where it is not ahead of that. 0 is not used (RFC 1982 has
 // nothing against it, some name servers do).
 func serial(revision int64) uint32 {
 	return cmp.Or(uint32(revision), 1) //nolint:gosec // its low 32 bits

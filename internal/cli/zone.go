@@ -111,7 +111,7 @@ func (r *run) zoneList() *cobra.Command {
 				for _, ns := range z.GetNameServers() {
 					hosts = append(hosts, ns.GetHost())
 				}
-				l.add(z, lastPart(z.GetName()), serialText(z.GetRevision()), strings.Join(hosts, " "), timeText(z.GetCreateTime()))
+				l.add(z, lastPart(z.GetName()), strconv.FormatInt(z.GetSerial(), 10), strings.Join(hosts, " "), timeText(z.GetCreateTime()))
 			}
 			return resp.GetNextPageToken(), err
 		})
@@ -219,7 +219,7 @@ func (r *run) printZone(z *dkimv1.Zone) error {
 			"Retry", seconds(z.GetRetrySeconds()),
 			"Expire", seconds(z.GetExpireSeconds()),
 			"Rotation", policyText(z.GetRotationPolicy()),
-			"Serial", serialText(z.GetRevision()),
+			"Serial", strconv.FormatInt(z.GetSerial(), 10),
 			"Created", timeText(z.GetCreateTime()),
 			"Etag", z.GetEtag(),
 		)...)
@@ -227,5 +227,3 @@ func (r *run) printZone(z *dkimv1.Zone) error {
 }
 
 func seconds(n int32) string { return strconv.Itoa(int(n)) + " s" }
-
-func serialText(revision int64) string { return strconv.FormatUint(uint64(serial(revision)), 10) }

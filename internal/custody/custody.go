@@ -29,6 +29,7 @@ var (
 // Options is what a Custody works with.
 type Options struct {
 	Store  *keystore.Store
+	Direct *keystore.Store // on the same etcd, but not gated (keystore.Gated)
 	Sealer *envelope.Sealer
 	Name   string // of this process, different from that of any other
 	Now    func() time.Time
@@ -42,6 +43,11 @@ type Options struct {
 	// written that are sealed under the ones before:
 	// envelope.SettleTime and the longest call.
 	Settle time.Duration
+	// RestoreSettle is how long a restore waits until calls to etcd that passed
+	// the gate have ended.
+	RestoreSettle time.Duration
+	// AfterRestore, if not nil, is called when a backup has been restored.
+	AfterRestore func(context.Context)
 }
 
 // Custody starts rotations and carries them through. It is safe for concurrent

@@ -60,6 +60,13 @@ func (s *Sealer) Propose(ctx context.Context) (label string, check []byte, revis
 	return first.label, check, m.revision, nil
 }
 
+// Opens makes sure that this process has the key that a mark from elsewhere, a
+// backup, is of. Its error is as that of Check.
+func (s *Sealer) Opens(ctx context.Context, label string, check []byte) error {
+	_, err := s.openMark(ctx, label, check)
+	return err
+}
+
 func (s *Sealer) lastMark() mark {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -88,5 +88,8 @@ func custodyFailure(err error) error {
 	case errors.Is(err, envelope.ErrWrongKey):
 		return fail(codes.FailedPrecondition, "WRONG_KEY_ENCRYPTION_KEY", err.Error()+"; give dkimd that key by --kek-url-previous")
 	}
+	if failure := restoreFailure(err); failure != nil {
+		return failure
+	}
 	return storeFailure(err)
 }

@@ -94,6 +94,10 @@ func storeFailure(err error) error {
 		return fail(codes.FailedPrecondition, "TOO_MANY_KEYS", err.Error()+"; delete those that are not needed, or choose selectors without dashes")
 	case errors.Is(err, keystore.ErrConflict):
 		return fail(codes.Aborted, "CONFLICT", "it is being changed by others at the same time; try again")
+	case errors.Is(err, keystore.ErrRestoring):
+		return failWith(codes.Unavailable, "RESTORE_UNFINISHED",
+			"a backup is being restored; if that was cut short, restore it again from the beginning: until then nothing works",
+			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})
 	case errors.Is(err, keystore.ErrUnavailable):
 		return &storeDown{cause: err, rejection: failWith(codes.Unavailable, "STORE_UNAVAILABLE",
 			"the store does not answer; try again. If this was a change, look first whether it happened",

@@ -66,7 +66,7 @@ func (s *Service) ExportZone(req *dkimv1.ExportZoneRequest, stream grpc.ServerSt
 
 func zoneFileApex(z keystore.Zone) zonefile.Apex {
 	a := zonefile.Apex{
-		Zone: string(z.Name), Serial: schema.Serial(z.Revision), Mailbox: z.Mailbox, TTL: z.ApexTTL,
+		Zone: string(z.Name), Serial: z.Serial(z.Revision), Mailbox: z.Mailbox, TTL: z.ApexTTL,
 		Refresh: z.Refresh, Retry: z.Retry, Expire: z.Expire, NegativeTTL: z.NegativeTTL,
 	}
 	for _, ns := range z.NameServers {

@@ -276,6 +276,7 @@ func zoneMessage(z keystore.Zone) *dkimv1.Zone {
 		Mailbox:    z.Mailbox,
 		CreateTime: timestamp(z.CreateTime),
 		Revision:   z.Revision,
+		Serial:     int64(z.Serial(z.Revision)),
 		Etag:       z.ETag(),
 
 		RotationPolicy: overrideMessage(z.Policy),

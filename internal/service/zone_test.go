@@ -36,7 +36,7 @@ func TestZone(t *testing.T) {
 		Mailbox:          "dns.example.org",
 		RecordTtlSeconds: 3600, NegativeTtlSeconds: 300, ApexTtlSeconds: 86400,
 		RefreshSeconds: 3600, RetrySeconds: 600, ExpireSeconds: 1209600,
-		CreateTime: timestamppb.New(start.Truncate(time.Microsecond)), Revision: made.GetRevision(), Etag: made.GetEtag(),
+		CreateTime: timestamppb.New(start.Truncate(time.Microsecond)), Revision: made.GetRevision(), Serial: made.GetRevision(), Etag: made.GetEtag(),
 	}
 	wantEqual(t, "zone as made", made, want)
 	wantEqual(t, "zone as read", must(f.api.GetZone(ctx, &dkimv1.GetZoneRequest{Name: "zones/keys.Bücher.example"}))(t), want)
@@ -49,7 +49,7 @@ func TestZone(t *testing.T) {
 		Zone:       &dkimv1.Zone{Name: made.GetName(), Etag: made.GetEtag(), RecordTtlSeconds: 60, Mailbox: "ignored.example"},
 		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"record_ttl_seconds"}},
 	}))(t)
-	want.RecordTtlSeconds, want.Etag, want.Revision = 60, changed.GetEtag(), changed.GetRevision()
+	want.RecordTtlSeconds, want.Etag, want.Revision, want.Serial = 60, changed.GetEtag(), changed.GetRevision(), changed.GetRevision()
 	wantEqual(t, "zone changed by a mask", changed, want)
 	if changed.GetEtag() == made.GetEtag() || changed.GetRevision() <= made.GetRevision() {
 		t.Errorf("a change leaves etag %q and revision %d", changed.GetEtag(), changed.GetRevision())
@@ -58,7 +58,7 @@ func TestZone(t *testing.T) {
 		changed = must(f.api.UpdateZone(ctx, &dkimv1.UpdateZoneRequest{
 			Zone: &dkimv1.Zone{Name: made.GetName(), NegativeTtlSeconds: ttl}, UpdateMask: mask,
 		}))(t)
-		want.NegativeTtlSeconds, want.Etag, want.Revision = ttl, changed.GetEtag(), changed.GetRevision()
+		want.NegativeTtlSeconds, want.Etag, want.Revision, want.Serial = ttl, changed.GetEtag(), changed.GetRevision(), changed.GetRevision()
 		wantEqual(t, "zone changed without a mask", changed, want)
 	}
 	changed = must(f.api.UpdateZone(ctx, &dkimv1.UpdateZoneRequest{
@@ -69,7 +69,7 @@ func TestZone(t *testing.T) {
 		Name: made.GetName(), NameServers: outside, Mailbox: "hostmaster.keys.xn--bcher-kva.example",
 		RecordTtlSeconds: 3600, NegativeTtlSeconds: 300, ApexTtlSeconds: 86400,
 		RefreshSeconds: 3600, RetrySeconds: 600, ExpireSeconds: 1209600,
-		CreateTime: made.GetCreateTime(), Revision: changed.GetRevision(), Etag: changed.GetEtag(),
+		CreateTime: made.GetCreateTime(), Revision: changed.GetRevision(), Serial: changed.GetRevision(), Etag: changed.GetEtag(),
 	}
 	wantEqual(t, "zone changed as a whole", changed, want)
 

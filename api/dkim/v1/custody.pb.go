@@ -412,6 +412,426 @@ func (x *RotateKeyEncryptionRequest) GetDataKeys() bool {
 	return false
 }
 
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_dkim_v1_custody_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_custody_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{4}
+}
+
+// A part of a backup: first the header, then entries, then the end.
+type BackupPiece struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*BackupPiece_Header
+	//	*BackupPiece_Entries
+	//	*BackupPiece_End
+	Part          isBackupPiece_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupPiece) Reset() {
+	*x = BackupPiece{}
+	mi := &file_dkim_v1_custody_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupPiece) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupPiece) ProtoMessage() {}
+
+func (x *BackupPiece) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_custody_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupPiece.ProtoReflect.Descriptor instead.
+func (*BackupPiece) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BackupPiece) GetPart() isBackupPiece_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *BackupPiece) GetHeader() *BackupHeader {
+	if x != nil {
+		if x, ok := x.Part.(*BackupPiece_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *BackupPiece) GetEntries() *BackupEntries {
+	if x != nil {
+		if x, ok := x.Part.(*BackupPiece_Entries); ok {
+			return x.Entries
+		}
+	}
+	return nil
+}
+
+func (x *BackupPiece) GetEnd() *BackupEnd {
+	if x != nil {
+		if x, ok := x.Part.(*BackupPiece_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+type isBackupPiece_Part interface {
+	isBackupPiece_Part()
+}
+
+type BackupPiece_Header struct {
+	Header *BackupHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type BackupPiece_Entries struct {
+	Entries *BackupEntries `protobuf:"bytes,2,opt,name=entries,proto3,oneof"`
+}
+
+type BackupPiece_End struct {
+	End *BackupEnd `protobuf:"bytes,3,opt,name=end,proto3,oneof"`
+}
+
+func (*BackupPiece_Header) isBackupPiece_Part() {}
+
+func (*BackupPiece_Entries) isBackupPiece_Part() {}
+
+func (*BackupPiece_End) isBackupPiece_Part() {}
+
+type BackupHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1.
+	Format     int32                  `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Store revision of which the backup is.
+	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The key-encryption key that wraps: as `KeyEncryption.key`, and a known text
+	// that it wrapped. Not set while there is no data key.
+	KeyEncryptionKey   string `protobuf:"bytes,4,opt,name=key_encryption_key,json=keyEncryptionKey,proto3" json:"key_encryption_key,omitempty"`
+	KeyEncryptionCheck []byte `protobuf:"bytes,5,opt,name=key_encryption_check,json=keyEncryptionCheck,proto3" json:"key_encryption_check,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *BackupHeader) Reset() {
+	*x = BackupHeader{}
+	mi := &file_dkim_v1_custody_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupHeader) ProtoMessage() {}
+
+func (x *BackupHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_custody_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupHeader.ProtoReflect.Descriptor instead.
+func (*BackupHeader) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *BackupHeader) GetFormat() int32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *BackupHeader) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *BackupHeader) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *BackupHeader) GetKeyEncryptionKey() string {
+	if x != nil {
+		return x.KeyEncryptionKey
+	}
+	return ""
+}
+
+func (x *BackupHeader) GetKeyEncryptionCheck() []byte {
+	if x != nil {
+		return x.KeyEncryptionCheck
+	}
+	return nil
+}
+
+type BackupEntries struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*BackupEntry         `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupEntries) Reset() {
+	*x = BackupEntries{}
+	mi := &file_dkim_v1_custody_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupEntries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupEntries) ProtoMessage() {}
+
+func (x *BackupEntries) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_custody_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupEntries.ProtoReflect.Descriptor instead.
+func (*BackupEntries) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *BackupEntries) GetEntries() []*BackupEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// A key of etcd and its value. Neither need be text.
+type BackupEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupEntry) Reset() {
+	*x = BackupEntry{}
+	mi := &file_dkim_v1_custody_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupEntry) ProtoMessage() {}
+
+func (x *BackupEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_custody_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupEntry.ProtoReflect.Descriptor instead.
+func (*BackupEntry) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *BackupEntry) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *BackupEntry) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+type BackupEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many entries there were.
+	EntryCount    int64 `protobuf:"varint,1,opt,name=entry_count,json=entryCount,proto3" json:"entry_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupEnd) Reset() {
+	*x = BackupEnd{}
+	mi := &file_dkim_v1_custody_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupEnd) ProtoMessage() {}
+
+func (x *BackupEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_custody_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupEnd.ProtoReflect.Descriptor instead.
+func (*BackupEnd) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *BackupEnd) GetEntryCount() int64 {
+	if x != nil {
+		return x.EntryCount
+	}
+	return 0
+}
+
+type RestoreResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many entries were restored.
+	EntryCount int64 `protobuf:"varint,1,opt,name=entry_count,json=entryCount,proto3" json:"entry_count,omitempty"`
+	// When the backup was made.
+	BackupTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=backup_time,json=backupTime,proto3" json:"backup_time,omitempty"`
+	// Store revision from which on all of it is there.
+	Revision      int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreResponse) Reset() {
+	*x = RestoreResponse{}
+	mi := &file_dkim_v1_custody_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreResponse) ProtoMessage() {}
+
+func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_custody_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
+func (*RestoreResponse) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RestoreResponse) GetEntryCount() int64 {
+	if x != nil {
+		return x.EntryCount
+	}
+	return 0
+}
+
+func (x *RestoreResponse) GetBackupTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BackupTime
+	}
+	return nil
+}
+
+func (x *RestoreResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 var File_dkim_v1_custody_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_custody_proto_rawDesc = "" +
@@ -455,10 +875,40 @@ const file_dkim_v1_custody_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\x1e\xe0A\x02\xfaA\x18\n" +
 	"\x16dkimzone/KeyEncryptionR\x04name\x12\x15\n" +
 	"\x03key\x18\x02 \x01(\tB\x03\xe0A\x01R\x03key\x12 \n" +
-	"\tdata_keys\x18\x03 \x01(\bB\x03\xe0A\x01R\bdataKeys2\x88\x02\n" +
+	"\tdata_keys\x18\x03 \x01(\bB\x03\xe0A\x01R\bdataKeys\"\x0f\n" +
+	"\rBackupRequest\"\xa2\x01\n" +
+	"\vBackupPiece\x12/\n" +
+	"\x06header\x18\x01 \x01(\v2\x15.dkim.v1.BackupHeaderH\x00R\x06header\x122\n" +
+	"\aentries\x18\x02 \x01(\v2\x16.dkim.v1.BackupEntriesH\x00R\aentries\x12&\n" +
+	"\x03end\x18\x03 \x01(\v2\x12.dkim.v1.BackupEndH\x00R\x03endB\x06\n" +
+	"\x04part\"\xdf\x01\n" +
+	"\fBackupHeader\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\x05R\x06format\x12;\n" +
+	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12,\n" +
+	"\x12key_encryption_key\x18\x04 \x01(\tR\x10keyEncryptionKey\x120\n" +
+	"\x14key_encryption_check\x18\x05 \x01(\fR\x12keyEncryptionCheck\"?\n" +
+	"\rBackupEntries\x12.\n" +
+	"\aentries\x18\x01 \x03(\v2\x14.dkim.v1.BackupEntryR\aentries\"5\n" +
+	"\vBackupEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\",\n" +
+	"\tBackupEnd\x12\x1f\n" +
+	"\ventry_count\x18\x01 \x01(\x03R\n" +
+	"entryCount\"\x8b\x01\n" +
+	"\x0fRestoreResponse\x12\x1f\n" +
+	"\ventry_count\x18\x01 \x01(\x03R\n" +
+	"entryCount\x12;\n" +
+	"\vbackup_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"backupTime\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision2\xb2\x03\n" +
 	"\aCustody\x12u\n" +
 	"\x10GetKeyEncryption\x12 .dkim.v1.GetKeyEncryptionRequest\x1a\x16.dkim.v1.KeyEncryption\"'\xdaA\x04name\x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/{name=keyEncryption}\x12\x85\x01\n" +
-	"\x13RotateKeyEncryption\x12#.dkim.v1.RotateKeyEncryptionRequest\x1a\x16.dkim.v1.KeyEncryption\"1\xdaA\x04name\x82\xd3\xe4\x93\x02$:\x01*\"\x1f/v1/{name=keyEncryption}:rotateB1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
+	"\x13RotateKeyEncryption\x12#.dkim.v1.RotateKeyEncryptionRequest\x1a\x16.dkim.v1.KeyEncryption\"1\xdaA\x04name\x82\xd3\xe4\x93\x02$:\x01*\"\x1f/v1/{name=keyEncryption}:rotate\x12L\n" +
+	"\x06Backup\x12\x16.dkim.v1.BackupRequest\x1a\x14.dkim.v1.BackupPiece\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
+	"/v1/backup0\x01\x12Z\n" +
+	"\aRestore\x12\x14.dkim.v1.BackupPiece\x1a\x18.dkim.v1.RestoreResponse\"\x1d\x82\xd3\xe4\x93\x02\x17:\x01*\"\x12/v1/backup:restore(\x01B1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
 
 var (
 	file_dkim_v1_custody_proto_rawDescOnce sync.Once
@@ -473,30 +923,47 @@ func file_dkim_v1_custody_proto_rawDescGZIP() []byte {
 }
 
 var file_dkim_v1_custody_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dkim_v1_custody_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_dkim_v1_custody_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_dkim_v1_custody_proto_goTypes = []any{
 	(KeyEncryptionRotation_State)(0),   // 0: dkim.v1.KeyEncryptionRotation.State
 	(*KeyEncryption)(nil),              // 1: dkim.v1.KeyEncryption
 	(*KeyEncryptionRotation)(nil),      // 2: dkim.v1.KeyEncryptionRotation
 	(*GetKeyEncryptionRequest)(nil),    // 3: dkim.v1.GetKeyEncryptionRequest
 	(*RotateKeyEncryptionRequest)(nil), // 4: dkim.v1.RotateKeyEncryptionRequest
-	(*timestamppb.Timestamp)(nil),      // 5: google.protobuf.Timestamp
+	(*BackupRequest)(nil),              // 5: dkim.v1.BackupRequest
+	(*BackupPiece)(nil),                // 6: dkim.v1.BackupPiece
+	(*BackupHeader)(nil),               // 7: dkim.v1.BackupHeader
+	(*BackupEntries)(nil),              // 8: dkim.v1.BackupEntries
+	(*BackupEntry)(nil),                // 9: dkim.v1.BackupEntry
+	(*BackupEnd)(nil),                  // 10: dkim.v1.BackupEnd
+	(*RestoreResponse)(nil),            // 11: dkim.v1.RestoreResponse
+	(*timestamppb.Timestamp)(nil),      // 12: google.protobuf.Timestamp
 }
 var file_dkim_v1_custody_proto_depIdxs = []int32{
-	5, // 0: dkim.v1.KeyEncryption.key_time:type_name -> google.protobuf.Timestamp
-	2, // 1: dkim.v1.KeyEncryption.rotation:type_name -> dkim.v1.KeyEncryptionRotation
-	0, // 2: dkim.v1.KeyEncryptionRotation.state:type_name -> dkim.v1.KeyEncryptionRotation.State
-	5, // 3: dkim.v1.KeyEncryptionRotation.start_time:type_name -> google.protobuf.Timestamp
-	5, // 4: dkim.v1.KeyEncryptionRotation.update_time:type_name -> google.protobuf.Timestamp
-	3, // 5: dkim.v1.Custody.GetKeyEncryption:input_type -> dkim.v1.GetKeyEncryptionRequest
-	4, // 6: dkim.v1.Custody.RotateKeyEncryption:input_type -> dkim.v1.RotateKeyEncryptionRequest
-	1, // 7: dkim.v1.Custody.GetKeyEncryption:output_type -> dkim.v1.KeyEncryption
-	1, // 8: dkim.v1.Custody.RotateKeyEncryption:output_type -> dkim.v1.KeyEncryption
-	7, // [7:9] is the sub-list for method output_type
-	5, // [5:7] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	12, // 0: dkim.v1.KeyEncryption.key_time:type_name -> google.protobuf.Timestamp
+	2,  // 1: dkim.v1.KeyEncryption.rotation:type_name -> dkim.v1.KeyEncryptionRotation
+	0,  // 2: dkim.v1.KeyEncryptionRotation.state:type_name -> dkim.v1.KeyEncryptionRotation.State
+	12, // 3: dkim.v1.KeyEncryptionRotation.start_time:type_name -> google.protobuf.Timestamp
+	12, // 4: dkim.v1.KeyEncryptionRotation.update_time:type_name -> google.protobuf.Timestamp
+	7,  // 5: dkim.v1.BackupPiece.header:type_name -> dkim.v1.BackupHeader
+	8,  // 6: dkim.v1.BackupPiece.entries:type_name -> dkim.v1.BackupEntries
+	10, // 7: dkim.v1.BackupPiece.end:type_name -> dkim.v1.BackupEnd
+	12, // 8: dkim.v1.BackupHeader.create_time:type_name -> google.protobuf.Timestamp
+	9,  // 9: dkim.v1.BackupEntries.entries:type_name -> dkim.v1.BackupEntry
+	12, // 10: dkim.v1.RestoreResponse.backup_time:type_name -> google.protobuf.Timestamp
+	3,  // 11: dkim.v1.Custody.GetKeyEncryption:input_type -> dkim.v1.GetKeyEncryptionRequest
+	4,  // 12: dkim.v1.Custody.RotateKeyEncryption:input_type -> dkim.v1.RotateKeyEncryptionRequest
+	5,  // 13: dkim.v1.Custody.Backup:input_type -> dkim.v1.BackupRequest
+	6,  // 14: dkim.v1.Custody.Restore:input_type -> dkim.v1.BackupPiece
+	1,  // 15: dkim.v1.Custody.GetKeyEncryption:output_type -> dkim.v1.KeyEncryption
+	1,  // 16: dkim.v1.Custody.RotateKeyEncryption:output_type -> dkim.v1.KeyEncryption
+	6,  // 17: dkim.v1.Custody.Backup:output_type -> dkim.v1.BackupPiece
+	11, // 18: dkim.v1.Custody.Restore:output_type -> dkim.v1.RestoreResponse
+	15, // [15:19] is the sub-list for method output_type
+	11, // [11:15] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_dkim_v1_custody_proto_init() }
@@ -504,13 +971,18 @@ func file_dkim_v1_custody_proto_init() {
 	if File_dkim_v1_custody_proto != nil {
 		return
 	}
+	file_dkim_v1_custody_proto_msgTypes[5].OneofWrappers = []any{
+		(*BackupPiece_Header)(nil),
+		(*BackupPiece_Entries)(nil),
+		(*BackupPiece_End)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dkim_v1_custody_proto_rawDesc), len(file_dkim_v1_custody_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

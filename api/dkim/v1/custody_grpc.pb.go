@@ -21,6 +21,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Custody_GetKeyEncryption_FullMethodName    = "/dkim.v1.Custody/GetKeyEncryption"
 	Custody_RotateKeyEncryption_FullMethodName = "/dkim.v1.Custody/RotateKeyEncryption"
+	Custody_Backup_FullMethodName              = "/dkim.v1.Custody/Backup"
+	Custody_Restore_FullMethodName             = "/dkim.v1.Custody/Restore"
 )
 
 // CustodyClient is the client API for Custody service.
@@ -49,6 +51,23 @@ type CustodyClient interface {
 	// the key asked for), ROTATION_RUNNING (another one is); UNAVAILABLE
 	// KEEPER_UNAVAILABLE.
 	RotateKeyEncryption(ctx context.Context, in *RotateKeyEncryptionRequest, opts ...grpc.CallOption) (*KeyEncryption, error)
+	// All that the installation holds, as it stands at one moment, for Restore.
+	// Private keys are sealed and data keys wrapped in it, as they are in etcd:
+	// without the key-encryption key it opens nothing. The stream is whole when
+	// its last message has `end`. ABORTED BACKUP_EXPIRED: reading took so long that
+	// etcd forgot the moment; begin again.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupPiece], error)
+	// Restores a backup, the messages of Backup in their order, where there are no
+	// brands. From its beginning on all other calls to any dkimd of the
+	// installation end with UNAVAILABLE RESTORE_UNFINISHED, until it is complete;
+	// if it is cut short that stays so, until it is done again from the
+	// beginning. Name servers see nothing of a zone before the end.
+	//
+	// FAILED_PRECONDITION STORE_NOT_EMPTY, WRONG_KEY_ENCRYPTION_KEY (the backup's
+	// data keys were wrapped by a key that this dkimd has not); INVALID_ARGUMENT
+	// INVALID_BACKUP; ABORTED CONFLICT (another one was begun, or somebody writes
+	// to etcd).
+	Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[BackupPiece, RestoreResponse], error)
 }
 
 type custodyClient struct {
@@ -79,6 +98,38 @@ func (c *custodyClient) RotateKeyEncryption(ctx context.Context, in *RotateKeyEn
 	return out, nil
 }
 
+func (c *custodyClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupPiece], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Custody_ServiceDesc.Streams[0], Custody_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupPiece]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Custody_BackupClient = grpc.ServerStreamingClient[BackupPiece]
+
+func (c *custodyClient) Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[BackupPiece, RestoreResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Custody_ServiceDesc.Streams[1], Custody_Restore_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupPiece, RestoreResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Custody_RestoreClient = grpc.ClientStreamingClient[BackupPiece, RestoreResponse]
+
 // CustodyServer is the server API for Custody service.
 // All implementations must embed UnimplementedCustodyServer
 // for forward compatibility.
@@ -105,6 +156,23 @@ type CustodyServer interface {
 	// the key asked for), ROTATION_RUNNING (another one is); UNAVAILABLE
 	// KEEPER_UNAVAILABLE.
 	RotateKeyEncryption(context.Context, *RotateKeyEncryptionRequest) (*KeyEncryption, error)
+	// All that the installation holds, as it stands at one moment, for Restore.
+	// Private keys are sealed and data keys wrapped in it, as they are in etcd:
+	// without the key-encryption key it opens nothing. The stream is whole when
+	// its last message has `end`. ABORTED BACKUP_EXPIRED: reading took so long that
+	// etcd forgot the moment; begin again.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupPiece]) error
+	// Restores a backup, the messages of Backup in their order, where there are no
+	// brands. From its beginning on all other calls to any dkimd of the
+	// installation end with UNAVAILABLE RESTORE_UNFINISHED, until it is complete;
+	// if it is cut short that stays so, until it is done again from the
+	// beginning. Name servers see nothing of a zone before the end.
+	//
+	// FAILED_PRECONDITION STORE_NOT_EMPTY, WRONG_KEY_ENCRYPTION_KEY (the backup's
+	// data keys were wrapped by a key that this dkimd has not); INVALID_ARGUMENT
+	// INVALID_BACKUP; ABORTED CONFLICT (another one was begun, or somebody writes
+	// to etcd).
+	Restore(grpc.ClientStreamingServer[BackupPiece, RestoreResponse]) error
 	mustEmbedUnimplementedCustodyServer()
 }
 
@@ -120,6 +188,12 @@ func (UnimplementedCustodyServer) GetKeyEncryption(context.Context, *GetKeyEncry
 }
 func (UnimplementedCustodyServer) RotateKeyEncryption(context.Context, *RotateKeyEncryptionRequest) (*KeyEncryption, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateKeyEncryption not implemented")
+}
+func (UnimplementedCustodyServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupPiece]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
+}
+func (UnimplementedCustodyServer) Restore(grpc.ClientStreamingServer[BackupPiece, RestoreResponse]) error {
+	return status.Error(codes.Unimplemented, "method Restore not implemented")
 }
 func (UnimplementedCustodyServer) mustEmbedUnimplementedCustodyServer() {}
 func (UnimplementedCustodyServer) testEmbeddedByValue()                 {}
@@ -178,6 +252,24 @@ func _Custody_RotateKeyEncryption_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Custody_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(CustodyServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupPiece]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Custody_BackupServer = grpc.ServerStreamingServer[BackupPiece]
+
+func _Custody_Restore_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(CustodyServer).Restore(&grpc.GenericServerStream[BackupPiece, RestoreResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Custody_RestoreServer = grpc.ClientStreamingServer[BackupPiece, RestoreResponse]
+
 // Custody_ServiceDesc is the grpc.ServiceDesc for Custody service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -194,6 +286,17 @@ var Custody_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Custody_RotateKeyEncryption_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Backup",
+			Handler:       _Custody_Backup_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Restore",
+			Handler:       _Custody_Restore_Handler,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "dkim/v1/custody.proto",
 }

@@ -388,8 +388,7 @@ type Zone struct {
 	RetrySeconds   int32                  `protobuf:"varint,8,opt,name=retry_seconds,json=retrySeconds,proto3" json:"retry_seconds,omitempty"`
 	ExpireSeconds  int32                  `protobuf:"varint,9,opt,name=expire_seconds,json=expireSeconds,proto3" json:"expire_seconds,omitempty"`
 	CreateTime     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Store revision of the last change of what the zone serves. The zone's SOA
-	// serial is its low 32 bits.
+	// Store revision of the last change of what the zone serves.
 	Revision int64 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Changes when the zone's settings change. Send it with an update or delete
 	// to be refused (ABORTED) if somebody else was faster.
@@ -397,8 +396,11 @@ type Zone struct {
 	// How keys rotate in all its domains, where brands and domains say nothing
 	// else.
 	RotationPolicy *RotationPolicy `protobuf:"bytes,13,opt,name=rotation_policy,json=rotationPolicy,proto3" json:"rotation_policy,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The zone's SOA serial at that revision. It grows as the revision does: it is
+	// the low 32 bits of it, or of it and a number that is the zone's for ever.
+	Serial        int64 `protobuf:"varint,14,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Zone) Reset() {
@@ -520,6 +522,13 @@ func (x *Zone) GetRotationPolicy() *RotationPolicy {
 		return x.RotationPolicy
 	}
 	return nil
+}
+
+func (x *Zone) GetSerial() int64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
 }
 
 type NameServer struct {
@@ -817,7 +826,8 @@ type Domain struct {
 	// Set in the answer to DeleteDomain.
 	DeleteTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=delete_time,json=deleteTime,proto3" json:"delete_time,omitempty"`
 	// Store revision of the last change. Once a name server's SOA serial has
-	// reached its low 32 bits (RFC 1982 order), it serves the change.
+	// reached its low 32 bits (RFC 1982 order), it serves the change. Where the
+	// zone's serial is not its revision, by as much more.
 	Revision int64 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Changes with every change of the domain. Send it with a change to be
 	// refused (ABORTED) if somebody else was faster.
@@ -1412,7 +1422,7 @@ var File_dkim_v1_resources_proto protoreflect.FileDescriptor
 
 const file_dkim_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x17dkim/v1/resources.proto\x12\adkim.v1\x1a\x16dkim/v1/rotation.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x05\n" +
+	"\x17dkim/v1/resources.proto\x12\adkim.v1\x1a\x16dkim/v1/rotation.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x05\n" +
 	"\x04Zone\x12\x17\n" +
 	"\x04name\x18\x01 \x01(\tB\x03\xe0A\bR\x04name\x12;\n" +
 	"\fname_servers\x18\x02 \x03(\v2\x13.dkim.v1.NameServerB\x03\xe0A\x02R\vnameServers\x12\x1d\n" +
@@ -1428,7 +1438,8 @@ const file_dkim_v1_resources_proto_rawDesc = "" +
 	"createTime\x12\x1f\n" +
 	"\brevision\x18\v \x01(\x03B\x03\xe0A\x03R\brevision\x12\x17\n" +
 	"\x04etag\x18\f \x01(\tB\x03\xe0A\x01R\x04etag\x12E\n" +
-	"\x0frotation_policy\x18\r \x01(\v2\x17.dkim.v1.RotationPolicyB\x03\xe0A\x01R\x0erotationPolicy:-\xeaA*\n" +
+	"\x0frotation_policy\x18\r \x01(\v2\x17.dkim.v1.RotationPolicyB\x03\xe0A\x01R\x0erotationPolicy\x12\x1b\n" +
+	"\x06serial\x18\x0e \x01(\x03B\x03\xe0A\x03R\x06serial:-\xeaA*\n" +
 	"\rdkimzone/Zone\x12\fzones/{zone}*\x05zones2\x04zone\"H\n" +
 	"\n" +
 	"NameServer\x12\x17\n" +
