@@ -87,11 +87,11 @@ func TestWatch(t *testing.T) {
 			t.Errorf("line is %q, want %q", got, want)
 		}
 	}
-	expect("PUT    acme acme.keys.example.net revision=6 default1=PREPARED default2=PREPARED default3=PREPARED")
-	expect("PUT    acme first.example revision=7 selector1=PREPARED selector2=PREPARED")
+	expect("PUT    acme acme.keys.example.net revision=4 default1=PREPARED default2=PREPARED default3=PREPARED")
+	expect("PUT    acme first.example revision=5 selector1=PREPARED selector2=PREPARED")
 	expect("SYNCED")
 	f.provision(t, "acme", "second.example")
-	expect("PUT    acme second.example revision=8 selector1=PREPARED selector2=PREPARED")
+	expect("PUT    acme second.example revision=6 selector1=PREPARED selector2=PREPARED")
 
 	// dkimd goes away; what happens meanwhile is not missed, nothing comes twice.
 	f.server.Stop()
@@ -102,8 +102,8 @@ func TestWatch(t *testing.T) {
 	if err := f.start(f.address); err != nil {
 		t.Fatal(err)
 	}
-	expect("PUT    acme third.example revision=9 selector1=PREPARED selector2=PREPARED")
-	expect("DELETE acme first.example revision=10")
+	expect("PUT    acme third.example revision=7 selector1=PREPARED selector2=PREPARED")
+	expect("DELETE acme first.example revision=8")
 	if got := r.errors(); !strings.Contains(got, "connection lost, trying to go on") {
 		t.Errorf("standard error is %q, want it to tell that the connection was lost", got)
 	}
