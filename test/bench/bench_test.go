@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -33,6 +34,8 @@ const zone = "keys.example.net"
 // standalone is a running `dkimd standalone` with a brand "acme".
 type standalone struct {
 	client  dkimv1.KeyManagementClient
+	rest    *http.Client
+	address string // of REST
 	dataDir string
 }
 
@@ -95,6 +98,9 @@ func start(b *testing.B) *standalone {
 	}
 	b.Cleanup(func() { _ = conn.Close() })
 	s.client = dkimv1.NewKeyManagementClient(conn)
+	transport := &http.Transport{TLSClientConfig: tlsConfig.Clone(), ForceAttemptHTTP2: true}
+	b.Cleanup(transport.CloseIdleConnections)
+	s.rest, s.address = &http.Client{Transport: transport}, a.HTTP
 	if _, err := s.client.CreateBrand(b.Context(), &dkimv1.CreateBrandRequest{BrandId: "acme"}); err != nil {
 		b.Fatal(err)
 	}
