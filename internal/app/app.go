@@ -143,7 +143,7 @@ func newBackend(ctx context.Context, client keystore.Client, kek KEK, access Acc
 	}
 	b.pool = keygen.New(keygen.Options{Stock: stock(), Logger: logger})
 	pools.add(b.pool)
-	b.custody = b.newCustody(logger)
+	b.custody = b.newCustody(kek, logger)
 	b.mint = mint.New(b.pool, b.sealer)
 	b.api = service.New(b.store, b.mint, b.prober, time.Now, logger, guard.options()...)
 	return b, nil

@@ -26,16 +26,19 @@ const (
 type KEK struct {
 	URL      string   // of the one that is to wrap data keys
 	Previous []string // of others that still open them
+	// Export lets admins with that permission read private keys out.
+	Export bool
 }
 
 func (k *KEK) add(f *pflag.FlagSet, usage string) {
 	f.StringVar(&k.URL, "kek-url", "", usage)
 	f.StringArrayVar(&k.Previous, "kek-url-previous", nil, "`URL` of another key-encryption key that still opens data keys, while `dkimctl kek rotate` puts --kek-url in its place; repeat for each")
+	f.BoolVar(&k.Export, "allow-key-export", false, "let admins with the permission to export keys read private keys out")
 }
 
-func (b *backend) newCustody(logger *slog.Logger) *custody.Custody {
+func (b *backend) newCustody(kek KEK, logger *slog.Logger) *custody.Custody {
 	return custody.New(custody.Options{
-		Store: b.store, Direct: b.direct, Sealer: b.sealer.sealer, Name: candidate(), Now: time.Now, Logger: logger,
+		Store: b.store, Direct: b.direct, Sealer: b.sealer.sealer, Name: candidate(), Now: time.Now, Logger: logger, KeyExport: kek.Export,
 		Poll: custodyPoll, TakeOver: custodyTakeOver, Settle: envelope.SettleTime + longestCall,
 		RestoreSettle: storeTimeout + 2*time.Second, AfterRestore: func(ctx context.Context) {
 			if b.afterRestore != nil {

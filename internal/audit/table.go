@@ -110,6 +110,7 @@ var table = map[string]row{
 
 	custody + "GetKeyEncryption":    {kind: read},
 	custody + "RotateKeyEncryption": {resource: "keyEncryption", asked: []string{"data_keys"}, after: []string{"key"}},
+	custody + "ExportPrivateKey":    {kind: keyRead, resource: "{name}"},
 	custody + "Backup":              {kind: keyRead, resource: "backup"}, // sealed ones, and those that are disclosed
 	custody + "Restore":             {resource: "backup", after: []string{"entry_count", "backup_time"}, revision: "revision"},
 

@@ -25,7 +25,7 @@ import (
 )
 
 // What each role may call, by the letters of the roles: Admin, Brand, Signer,
-// aUditor. In lower case, the second word says what one who is bound to brand
+// aUditor; X: only with the permission to export keys. In lower case, the second word says what one who is bound to brand
 // acme may ask about: "own" things only; also leave the brand "open"; or "-":
 // nothing.
 var want = map[string]string{
@@ -80,6 +80,7 @@ var want = map[string]string{
 
 	"Custody/GetKeyEncryption":    "AU -",
 	"Custody/RotateKeyEncryption": "A -",
+	"Custody/ExportPrivateKey":    "AX own name",
 	"Custody/Backup":              "A -",
 	"Custody/Restore":             "A -",
 
@@ -130,8 +131,12 @@ func TestEveryMethod(t *testing.T) {
 			words := strings.Fields(line)
 			for letter, role := range letters {
 				allowed := strings.Contains(words[0], letter)
-				if role != authn.Brand {
+				if export := strings.Contains(words[0], "X"); role != authn.Brand {
 					unbound := authn.Identity{Role: role, Name: "x"}
+					if export {
+						check(t, unbound, method, request(descriptor, words[2:], "brands/other"), false, "without the permission, "+string(role))
+						unbound.ExportKeys = role == authn.Admin
+					}
 					check(t, unbound, method, request(descriptor, words[2:], ""), allowed, "unbound "+string(role))
 					check(t, unbound, method, request(descriptor, words[2:], "brands/other/domains/a.example"), allowed, "unbound "+string(role)+" about a brand")
 				}

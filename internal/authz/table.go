@@ -91,6 +91,7 @@ var table = map[string]rule{
 
 	custody + "GetKeyEncryption":    {roles: readers},
 	custody + "RotateKeyEncryption": {roles: admins},
+	custody + "ExportPrivateKey":    {roles: admins, brand: byName, exportKeys: true},
 	custody + "Backup":              {roles: admins},
 	custody + "Restore":             {roles: admins},
 

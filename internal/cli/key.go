@@ -23,7 +23,7 @@ func (r *run) key() *cobra.Command {
 		Example: `  dkimctl key get acme spamtrap.dk selector1
   dkimctl key publish acme spamtrap.dk mailer --public-key-file mailer.pem
   dkimctl key import acme spamtrap.dk mailer --private-key-file mailer.key --in-use`,
-	}, r.keyGet(), r.keyList(), r.keyPublish(), r.keyImport(), r.keyRevoke(), r.keyDelete())
+	}, r.keyGet(), r.keyList(), r.keyPublish(), r.keyImport(), r.keyExport(), r.keyRevoke(), r.keyDelete())
 }
 
 func (r *run) keyGet() *cobra.Command {

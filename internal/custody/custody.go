@@ -46,6 +46,8 @@ type Options struct {
 	// RestoreSettle is how long a restore waits until calls to etcd that passed
 	// the gate have ended.
 	RestoreSettle time.Duration
+	// KeyExport lets ExportPrivateKey give keys away.
+	KeyExport bool
 	// AfterRestore, if not nil, is called when a backup has been restored.
 	AfterRestore func(context.Context)
 }

@@ -549,3 +549,26 @@ func TestKeysThatDoNotOpen(t *testing.T) {
 		t.Errorf("the data key that does not open was changed (%v)", err)
 	}
 }
+
+func TestPrivateKey(t *testing.T) {
+	s := newSite(t, "acme")
+	kek := newKey(t)
+	s.fill(t, sealerOf(t, s.store, kek), 1, "acme")
+	c := s.newCustody(t, "dkimd1", s.store, time.Minute, kek)
+	d, err := s.store.Domain(t.Context(), "acme", "acme-0.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := d.Keys[0].ID
+	if pair, err := c.PrivateKey(t.Context(), "acme", d.Name, id); !errors.Is(err, custody.ErrExportOff) || pair != nil {
+		t.Errorf("PrivateKey while it is off: %v, %v; want %v", pair, err, custody.ErrExportOff)
+	}
+	c.KeyExport = true
+	pair, err := c.PrivateKey(t.Context(), "acme", d.Name, id)
+	if err != nil || mint.Fingerprint(pair.Public()) != d.Keys[0].Fingerprint {
+		t.Errorf("PrivateKey = %v, %v; want the key", pair, err)
+	}
+	if _, err := c.PrivateKey(t.Context(), "acme", d.Name, "missing"); !errors.Is(err, keystore.ErrKeyNotFound) {
+		t.Errorf("PrivateKey of none: %v, want %v", err, keystore.ErrKeyNotFound)
+	}
+}

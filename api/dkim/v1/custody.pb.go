@@ -412,6 +412,105 @@ func (x *RotateKeyEncryptionRequest) GetDataKeys() bool {
 	return false
 }
 
+type ExportPrivateKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `brands/{brand}/domains/{domain}/keys/{key}`.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportPrivateKeyRequest) Reset() {
+	*x = ExportPrivateKeyRequest{}
+	mi := &file_dkim_v1_custody_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportPrivateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportPrivateKeyRequest) ProtoMessage() {}
+
+func (x *ExportPrivateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_custody_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportPrivateKeyRequest.ProtoReflect.Descriptor instead.
+func (*ExportPrivateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ExportPrivateKeyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ExportPrivateKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key's name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// PKCS #8 in PEM, "PRIVATE KEY".
+	PrivateKey    string `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportPrivateKeyResponse) Reset() {
+	*x = ExportPrivateKeyResponse{}
+	mi := &file_dkim_v1_custody_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportPrivateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportPrivateKeyResponse) ProtoMessage() {}
+
+func (x *ExportPrivateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dkim_v1_custody_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportPrivateKeyResponse.ProtoReflect.Descriptor instead.
+func (*ExportPrivateKeyResponse) Descriptor() ([]byte, []int) {
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ExportPrivateKeyResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExportPrivateKeyResponse) GetPrivateKey() string {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return ""
+}
+
 type BackupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -420,7 +519,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_dkim_v1_custody_proto_msgTypes[4]
+	mi := &file_dkim_v1_custody_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -432,7 +531,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_custody_proto_msgTypes[4]
+	mi := &file_dkim_v1_custody_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -445,7 +544,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{4}
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{6}
 }
 
 // A part of a backup: first the header, then entries, then the end.
@@ -463,7 +562,7 @@ type BackupPiece struct {
 
 func (x *BackupPiece) Reset() {
 	*x = BackupPiece{}
-	mi := &file_dkim_v1_custody_proto_msgTypes[5]
+	mi := &file_dkim_v1_custody_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +574,7 @@ func (x *BackupPiece) String() string {
 func (*BackupPiece) ProtoMessage() {}
 
 func (x *BackupPiece) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_custody_proto_msgTypes[5]
+	mi := &file_dkim_v1_custody_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +587,7 @@ func (x *BackupPiece) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupPiece.ProtoReflect.Descriptor instead.
 func (*BackupPiece) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{5}
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *BackupPiece) GetPart() isBackupPiece_Part {
@@ -564,7 +663,7 @@ type BackupHeader struct {
 
 func (x *BackupHeader) Reset() {
 	*x = BackupHeader{}
-	mi := &file_dkim_v1_custody_proto_msgTypes[6]
+	mi := &file_dkim_v1_custody_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +675,7 @@ func (x *BackupHeader) String() string {
 func (*BackupHeader) ProtoMessage() {}
 
 func (x *BackupHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_custody_proto_msgTypes[6]
+	mi := &file_dkim_v1_custody_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +688,7 @@ func (x *BackupHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupHeader.ProtoReflect.Descriptor instead.
 func (*BackupHeader) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{6}
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BackupHeader) GetFormat() int32 {
@@ -636,7 +735,7 @@ type BackupEntries struct {
 
 func (x *BackupEntries) Reset() {
 	*x = BackupEntries{}
-	mi := &file_dkim_v1_custody_proto_msgTypes[7]
+	mi := &file_dkim_v1_custody_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +747,7 @@ func (x *BackupEntries) String() string {
 func (*BackupEntries) ProtoMessage() {}
 
 func (x *BackupEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_custody_proto_msgTypes[7]
+	mi := &file_dkim_v1_custody_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +760,7 @@ func (x *BackupEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupEntries.ProtoReflect.Descriptor instead.
 func (*BackupEntries) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{7}
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BackupEntries) GetEntries() []*BackupEntry {
@@ -682,7 +781,7 @@ type BackupEntry struct {
 
 func (x *BackupEntry) Reset() {
 	*x = BackupEntry{}
-	mi := &file_dkim_v1_custody_proto_msgTypes[8]
+	mi := &file_dkim_v1_custody_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +793,7 @@ func (x *BackupEntry) String() string {
 func (*BackupEntry) ProtoMessage() {}
 
 func (x *BackupEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_custody_proto_msgTypes[8]
+	mi := &file_dkim_v1_custody_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +806,7 @@ func (x *BackupEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupEntry.ProtoReflect.Descriptor instead.
 func (*BackupEntry) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{8}
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BackupEntry) GetKey() []byte {
@@ -734,7 +833,7 @@ type BackupEnd struct {
 
 func (x *BackupEnd) Reset() {
 	*x = BackupEnd{}
-	mi := &file_dkim_v1_custody_proto_msgTypes[9]
+	mi := &file_dkim_v1_custody_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +845,7 @@ func (x *BackupEnd) String() string {
 func (*BackupEnd) ProtoMessage() {}
 
 func (x *BackupEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_custody_proto_msgTypes[9]
+	mi := &file_dkim_v1_custody_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +858,7 @@ func (x *BackupEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupEnd.ProtoReflect.Descriptor instead.
 func (*BackupEnd) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{9}
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BackupEnd) GetEntryCount() int64 {
@@ -783,7 +882,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_dkim_v1_custody_proto_msgTypes[10]
+	mi := &file_dkim_v1_custody_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +894,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dkim_v1_custody_proto_msgTypes[10]
+	mi := &file_dkim_v1_custody_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +907,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{10}
+	return file_dkim_v1_custody_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RestoreResponse) GetEntryCount() int64 {
@@ -875,7 +974,14 @@ const file_dkim_v1_custody_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\x1e\xe0A\x02\xfaA\x18\n" +
 	"\x16dkimzone/KeyEncryptionR\x04name\x12\x15\n" +
 	"\x03key\x18\x02 \x01(\tB\x03\xe0A\x01R\x03key\x12 \n" +
-	"\tdata_keys\x18\x03 \x01(\bB\x03\xe0A\x01R\bdataKeys\"\x0f\n" +
+	"\tdata_keys\x18\x03 \x01(\bB\x03\xe0A\x01R\bdataKeys\"C\n" +
+	"\x17ExportPrivateKeyRequest\x12(\n" +
+	"\x04name\x18\x01 \x01(\tB\x14\xe0A\x02\xfaA\x0e\n" +
+	"\fdkimzone/KeyR\x04name\"T\n" +
+	"\x18ExportPrivateKeyResponse\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12$\n" +
+	"\vprivate_key\x18\x02 \x01(\tB\x03\x80\x01\x01R\n" +
+	"privateKey\"\x0f\n" +
 	"\rBackupRequest\"\xa2\x01\n" +
 	"\vBackupPiece\x12/\n" +
 	"\x06header\x18\x01 \x01(\v2\x15.dkim.v1.BackupHeaderH\x00R\x06header\x122\n" +
@@ -902,10 +1008,11 @@ const file_dkim_v1_custody_proto_rawDesc = "" +
 	"entryCount\x12;\n" +
 	"\vbackup_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"backupTime\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision2\xb2\x03\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision2\xd5\x04\n" +
 	"\aCustody\x12u\n" +
 	"\x10GetKeyEncryption\x12 .dkim.v1.GetKeyEncryptionRequest\x1a\x16.dkim.v1.KeyEncryption\"'\xdaA\x04name\x82\xd3\xe4\x93\x02\x1a\x12\x18/v1/{name=keyEncryption}\x12\x85\x01\n" +
-	"\x13RotateKeyEncryption\x12#.dkim.v1.RotateKeyEncryptionRequest\x1a\x16.dkim.v1.KeyEncryption\"1\xdaA\x04name\x82\xd3\xe4\x93\x02$:\x01*\"\x1f/v1/{name=keyEncryption}:rotate\x12L\n" +
+	"\x13RotateKeyEncryption\x12#.dkim.v1.RotateKeyEncryptionRequest\x1a\x16.dkim.v1.KeyEncryption\"1\xdaA\x04name\x82\xd3\xe4\x93\x02$:\x01*\"\x1f/v1/{name=keyEncryption}:rotate\x12\xa0\x01\n" +
+	"\x10ExportPrivateKey\x12 .dkim.v1.ExportPrivateKeyRequest\x1a!.dkim.v1.ExportPrivateKeyResponse\"G\xdaA\x04name\x82\xd3\xe4\x93\x02::\x01*\"5/v1/{name=brands/*/domains/*/keys/*}:exportPrivateKey\x12L\n" +
 	"\x06Backup\x12\x16.dkim.v1.BackupRequest\x1a\x14.dkim.v1.BackupPiece\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/backup0\x01\x12Z\n" +
 	"\aRestore\x12\x14.dkim.v1.BackupPiece\x1a\x18.dkim.v1.RestoreResponse\"\x1d\x82\xd3\xe4\x93\x02\x17:\x01*\"\x12/v1/backup:restore(\x01B1Z/github.com/dkimzone/dkimzone/api/dkim/v1;dkimv1b\x06proto3"
@@ -923,44 +1030,48 @@ func file_dkim_v1_custody_proto_rawDescGZIP() []byte {
 }
 
 var file_dkim_v1_custody_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dkim_v1_custody_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_dkim_v1_custody_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_dkim_v1_custody_proto_goTypes = []any{
 	(KeyEncryptionRotation_State)(0),   // 0: dkim.v1.KeyEncryptionRotation.State
 	(*KeyEncryption)(nil),              // 1: dkim.v1.KeyEncryption
 	(*KeyEncryptionRotation)(nil),      // 2: dkim.v1.KeyEncryptionRotation
 	(*GetKeyEncryptionRequest)(nil),    // 3: dkim.v1.GetKeyEncryptionRequest
 	(*RotateKeyEncryptionRequest)(nil), // 4: dkim.v1.RotateKeyEncryptionRequest
-	(*BackupRequest)(nil),              // 5: dkim.v1.BackupRequest
-	(*BackupPiece)(nil),                // 6: dkim.v1.BackupPiece
-	(*BackupHeader)(nil),               // 7: dkim.v1.BackupHeader
-	(*BackupEntries)(nil),              // 8: dkim.v1.BackupEntries
-	(*BackupEntry)(nil),                // 9: dkim.v1.BackupEntry
-	(*BackupEnd)(nil),                  // 10: dkim.v1.BackupEnd
-	(*RestoreResponse)(nil),            // 11: dkim.v1.RestoreResponse
-	(*timestamppb.Timestamp)(nil),      // 12: google.protobuf.Timestamp
+	(*ExportPrivateKeyRequest)(nil),    // 5: dkim.v1.ExportPrivateKeyRequest
+	(*ExportPrivateKeyResponse)(nil),   // 6: dkim.v1.ExportPrivateKeyResponse
+	(*BackupRequest)(nil),              // 7: dkim.v1.BackupRequest
+	(*BackupPiece)(nil),                // 8: dkim.v1.BackupPiece
+	(*BackupHeader)(nil),               // 9: dkim.v1.BackupHeader
+	(*BackupEntries)(nil),              // 10: dkim.v1.BackupEntries
+	(*BackupEntry)(nil),                // 11: dkim.v1.BackupEntry
+	(*BackupEnd)(nil),                  // 12: dkim.v1.BackupEnd
+	(*RestoreResponse)(nil),            // 13: dkim.v1.RestoreResponse
+	(*timestamppb.Timestamp)(nil),      // 14: google.protobuf.Timestamp
 }
 var file_dkim_v1_custody_proto_depIdxs = []int32{
-	12, // 0: dkim.v1.KeyEncryption.key_time:type_name -> google.protobuf.Timestamp
+	14, // 0: dkim.v1.KeyEncryption.key_time:type_name -> google.protobuf.Timestamp
 	2,  // 1: dkim.v1.KeyEncryption.rotation:type_name -> dkim.v1.KeyEncryptionRotation
 	0,  // 2: dkim.v1.KeyEncryptionRotation.state:type_name -> dkim.v1.KeyEncryptionRotation.State
-	12, // 3: dkim.v1.KeyEncryptionRotation.start_time:type_name -> google.protobuf.Timestamp
-	12, // 4: dkim.v1.KeyEncryptionRotation.update_time:type_name -> google.protobuf.Timestamp
-	7,  // 5: dkim.v1.BackupPiece.header:type_name -> dkim.v1.BackupHeader
-	8,  // 6: dkim.v1.BackupPiece.entries:type_name -> dkim.v1.BackupEntries
-	10, // 7: dkim.v1.BackupPiece.end:type_name -> dkim.v1.BackupEnd
-	12, // 8: dkim.v1.BackupHeader.create_time:type_name -> google.protobuf.Timestamp
-	9,  // 9: dkim.v1.BackupEntries.entries:type_name -> dkim.v1.BackupEntry
-	12, // 10: dkim.v1.RestoreResponse.backup_time:type_name -> google.protobuf.Timestamp
+	14, // 3: dkim.v1.KeyEncryptionRotation.start_time:type_name -> google.protobuf.Timestamp
+	14, // 4: dkim.v1.KeyEncryptionRotation.update_time:type_name -> google.protobuf.Timestamp
+	9,  // 5: dkim.v1.BackupPiece.header:type_name -> dkim.v1.BackupHeader
+	10, // 6: dkim.v1.BackupPiece.entries:type_name -> dkim.v1.BackupEntries
+	12, // 7: dkim.v1.BackupPiece.end:type_name -> dkim.v1.BackupEnd
+	14, // 8: dkim.v1.BackupHeader.create_time:type_name -> google.protobuf.Timestamp
+	11, // 9: dkim.v1.BackupEntries.entries:type_name -> dkim.v1.BackupEntry
+	14, // 10: dkim.v1.RestoreResponse.backup_time:type_name -> google.protobuf.Timestamp
 	3,  // 11: dkim.v1.Custody.GetKeyEncryption:input_type -> dkim.v1.GetKeyEncryptionRequest
 	4,  // 12: dkim.v1.Custody.RotateKeyEncryption:input_type -> dkim.v1.RotateKeyEncryptionRequest
-	5,  // 13: dkim.v1.Custody.Backup:input_type -> dkim.v1.BackupRequest
-	6,  // 14: dkim.v1.Custody.Restore:input_type -> dkim.v1.BackupPiece
-	1,  // 15: dkim.v1.Custody.GetKeyEncryption:output_type -> dkim.v1.KeyEncryption
-	1,  // 16: dkim.v1.Custody.RotateKeyEncryption:output_type -> dkim.v1.KeyEncryption
-	6,  // 17: dkim.v1.Custody.Backup:output_type -> dkim.v1.BackupPiece
-	11, // 18: dkim.v1.Custody.Restore:output_type -> dkim.v1.RestoreResponse
-	15, // [15:19] is the sub-list for method output_type
-	11, // [11:15] is the sub-list for method input_type
+	5,  // 13: dkim.v1.Custody.ExportPrivateKey:input_type -> dkim.v1.ExportPrivateKeyRequest
+	7,  // 14: dkim.v1.Custody.Backup:input_type -> dkim.v1.BackupRequest
+	8,  // 15: dkim.v1.Custody.Restore:input_type -> dkim.v1.BackupPiece
+	1,  // 16: dkim.v1.Custody.GetKeyEncryption:output_type -> dkim.v1.KeyEncryption
+	1,  // 17: dkim.v1.Custody.RotateKeyEncryption:output_type -> dkim.v1.KeyEncryption
+	6,  // 18: dkim.v1.Custody.ExportPrivateKey:output_type -> dkim.v1.ExportPrivateKeyResponse
+	8,  // 19: dkim.v1.Custody.Backup:output_type -> dkim.v1.BackupPiece
+	13, // 20: dkim.v1.Custody.Restore:output_type -> dkim.v1.RestoreResponse
+	16, // [16:21] is the sub-list for method output_type
+	11, // [11:16] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
 	11, // [11:11] is the sub-list for extension extendee
 	0,  // [0:11] is the sub-list for field type_name
@@ -971,7 +1082,7 @@ func file_dkim_v1_custody_proto_init() {
 	if File_dkim_v1_custody_proto != nil {
 		return
 	}
-	file_dkim_v1_custody_proto_msgTypes[5].OneofWrappers = []any{
+	file_dkim_v1_custody_proto_msgTypes[7].OneofWrappers = []any{
 		(*BackupPiece_Header)(nil),
 		(*BackupPiece_Entries)(nil),
 		(*BackupPiece_End)(nil),
@@ -982,7 +1093,7 @@ func file_dkim_v1_custody_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dkim_v1_custody_proto_rawDesc), len(file_dkim_v1_custody_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

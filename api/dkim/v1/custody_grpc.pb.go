@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Custody_GetKeyEncryption_FullMethodName    = "/dkim.v1.Custody/GetKeyEncryption"
 	Custody_RotateKeyEncryption_FullMethodName = "/dkim.v1.Custody/RotateKeyEncryption"
+	Custody_ExportPrivateKey_FullMethodName    = "/dkim.v1.Custody/ExportPrivateKey"
 	Custody_Backup_FullMethodName              = "/dkim.v1.Custody/Backup"
 	Custody_Restore_FullMethodName             = "/dkim.v1.Custody/Restore"
 )
@@ -51,6 +52,12 @@ type CustodyClient interface {
 	// the key asked for), ROTATION_RUNNING (another one is); UNAVAILABLE
 	// KEEPER_UNAVAILABLE.
 	RotateKeyEncryption(ctx context.Context, in *RotateKeyEncryptionRequest, opts ...grpc.CallOption) (*KeyEncryption, error)
+	// The private half of a key in clear. Only for an admin with the permission to
+	// export keys, and only if dkimd was started with --allow-key-export. The key
+	// stays as it is: revoke it if it is not to be used here any more.
+	// FAILED_PRECONDITION KEY_EXPORT_OFF, NO_PRIVATE_KEY (it is not kept here);
+	// NOT_FOUND DOMAIN_NOT_FOUND, KEY_NOT_FOUND.
+	ExportPrivateKey(ctx context.Context, in *ExportPrivateKeyRequest, opts ...grpc.CallOption) (*ExportPrivateKeyResponse, error)
 	// All that the installation holds, as it stands at one moment, for Restore.
 	// Private keys are sealed and data keys wrapped in it, as they are in etcd:
 	// without the key-encryption key it opens nothing. The stream is whole when
@@ -92,6 +99,16 @@ func (c *custodyClient) RotateKeyEncryption(ctx context.Context, in *RotateKeyEn
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(KeyEncryption)
 	err := c.cc.Invoke(ctx, Custody_RotateKeyEncryption_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *custodyClient) ExportPrivateKey(ctx context.Context, in *ExportPrivateKeyRequest, opts ...grpc.CallOption) (*ExportPrivateKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExportPrivateKeyResponse)
+	err := c.cc.Invoke(ctx, Custody_ExportPrivateKey_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -156,6 +173,12 @@ type CustodyServer interface {
 	// the key asked for), ROTATION_RUNNING (another one is); UNAVAILABLE
 	// KEEPER_UNAVAILABLE.
 	RotateKeyEncryption(context.Context, *RotateKeyEncryptionRequest) (*KeyEncryption, error)
+	// The private half of a key in clear. Only for an admin with the permission to
+	// export keys, and only if dkimd was started with --allow-key-export. The key
+	// stays as it is: revoke it if it is not to be used here any more.
+	// FAILED_PRECONDITION KEY_EXPORT_OFF, NO_PRIVATE_KEY (it is not kept here);
+	// NOT_FOUND DOMAIN_NOT_FOUND, KEY_NOT_FOUND.
+	ExportPrivateKey(context.Context, *ExportPrivateKeyRequest) (*ExportPrivateKeyResponse, error)
 	// All that the installation holds, as it stands at one moment, for Restore.
 	// Private keys are sealed and data keys wrapped in it, as they are in etcd:
 	// without the key-encryption key it opens nothing. The stream is whole when
@@ -188,6 +211,9 @@ func (UnimplementedCustodyServer) GetKeyEncryption(context.Context, *GetKeyEncry
 }
 func (UnimplementedCustodyServer) RotateKeyEncryption(context.Context, *RotateKeyEncryptionRequest) (*KeyEncryption, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateKeyEncryption not implemented")
+}
+func (UnimplementedCustodyServer) ExportPrivateKey(context.Context, *ExportPrivateKeyRequest) (*ExportPrivateKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExportPrivateKey not implemented")
 }
 func (UnimplementedCustodyServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupPiece]) error {
 	return status.Error(codes.Unimplemented, "method Backup not implemented")
@@ -252,6 +278,24 @@ func _Custody_RotateKeyEncryption_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Custody_ExportPrivateKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExportPrivateKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CustodyServer).ExportPrivateKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Custody_ExportPrivateKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CustodyServer).ExportPrivateKey(ctx, req.(*ExportPrivateKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Custody_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(BackupRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -284,6 +328,10 @@ var Custody_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RotateKeyEncryption",
 			Handler:    _Custody_RotateKeyEncryption_Handler,
+		},
+		{
+			MethodName: "ExportPrivateKey",
+			Handler:    _Custody_ExportPrivateKey_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -120,6 +120,51 @@ func local_request_Custody_RotateKeyEncryption_0(ctx context.Context, marshaler 
 	return msg, metadata, err
 }
 
+func request_Custody_ExportPrivateKey_0(ctx context.Context, marshaler runtime.Marshaler, client extDkimv1.CustodyClient, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq extDkimv1.ExportPrivateKeyRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	if err := marshaler.NewDecoder(req.Body).Decode(&protoReq); err != nil && !errors.Is(err, io.EOF) {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	val, ok := pathParams["name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "name")
+	}
+	protoReq.Name, err = runtime.String(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "name", err)
+	}
+	if req.Body != nil {
+		_, _ = io.Copy(io.Discard, req.Body)
+	}
+	msg, err := client.ExportPrivateKey(ctx, &protoReq, grpc.Header(&metadata.HeaderMD), grpc.Trailer(&metadata.TrailerMD))
+	return msg, metadata, err
+}
+
+func local_request_Custody_ExportPrivateKey_0(ctx context.Context, marshaler runtime.Marshaler, server extDkimv1.CustodyServer, req *http.Request, pathParams map[string]string) (proto.Message, runtime.ServerMetadata, error) {
+	var (
+		protoReq extDkimv1.ExportPrivateKeyRequest
+		metadata runtime.ServerMetadata
+		err      error
+	)
+	if err := marshaler.NewDecoder(req.Body).Decode(&protoReq); err != nil && !errors.Is(err, io.EOF) {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "%v", err)
+	}
+	val, ok := pathParams["name"]
+	if !ok {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "missing parameter %s", "name")
+	}
+	protoReq.Name, err = runtime.String(val)
+	if err != nil {
+		return nil, metadata, status.Errorf(codes.InvalidArgument, "type mismatch, parameter: %s, error: %v", "name", err)
+	}
+	msg, err := server.ExportPrivateKey(ctx, &protoReq)
+	return msg, metadata, err
+}
+
 func request_Custody_Backup_0(ctx context.Context, marshaler runtime.Marshaler, client extDkimv1.CustodyClient, req *http.Request, pathParams map[string]string) (extDkimv1.Custody_BackupClient, runtime.ServerMetadata, error) {
 	var (
 		protoReq extDkimv1.BackupRequest
@@ -227,6 +272,26 @@ func RegisterCustodyHandlerServer(ctx context.Context, mux *runtime.ServeMux, se
 		}
 		forward_Custody_RotateKeyEncryption_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
+	mux.Handle(http.MethodPost, pattern_Custody_ExportPrivateKey_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		var stream runtime.ServerTransportStream
+		ctx = grpc.NewContextWithServerTransportStream(ctx, &stream)
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateIncomingContext(ctx, mux, req, "/dkim.v1.Custody/ExportPrivateKey", runtime.WithHTTPPathPattern("/v1/{name=brands/*/domains/*/keys/*}:exportPrivateKey"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := local_request_Custody_ExportPrivateKey_0(annotatedContext, inboundMarshaler, server, req, pathParams)
+		md.HeaderMD, md.TrailerMD = metadata.Join(md.HeaderMD, stream.Header()), metadata.Join(md.TrailerMD, stream.Trailer())
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Custody_ExportPrivateKey_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
 
 	mux.Handle(http.MethodGet, pattern_Custody_Backup_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		err := status.Error(codes.Unimplemented, "streaming calls are not yet supported in the in-process transport")
@@ -315,6 +380,23 @@ func RegisterCustodyHandlerClient(ctx context.Context, mux *runtime.ServeMux, cl
 		}
 		forward_Custody_RotateKeyEncryption_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
 	})
+	mux.Handle(http.MethodPost, pattern_Custody_ExportPrivateKey_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
+		ctx, cancel := context.WithCancel(req.Context())
+		defer cancel()
+		inboundMarshaler, outboundMarshaler := runtime.MarshalerForRequest(mux, req)
+		annotatedContext, err := runtime.AnnotateContext(ctx, mux, req, "/dkim.v1.Custody/ExportPrivateKey", runtime.WithHTTPPathPattern("/v1/{name=brands/*/domains/*/keys/*}:exportPrivateKey"))
+		if err != nil {
+			runtime.HTTPError(ctx, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		resp, md, err := request_Custody_ExportPrivateKey_0(annotatedContext, inboundMarshaler, client, req, pathParams)
+		annotatedContext = runtime.NewServerMetadataContext(annotatedContext, md)
+		if err != nil {
+			runtime.HTTPError(annotatedContext, mux, outboundMarshaler, w, req, err)
+			return
+		}
+		forward_Custody_ExportPrivateKey_0(annotatedContext, mux, outboundMarshaler, w, req, resp, mux.GetForwardResponseOptions()...)
+	})
 	mux.Handle(http.MethodGet, pattern_Custody_Backup_0, func(w http.ResponseWriter, req *http.Request, pathParams map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
@@ -355,6 +437,7 @@ func RegisterCustodyHandlerClient(ctx context.Context, mux *runtime.ServeMux, cl
 var (
 	pattern_Custody_GetKeyEncryption_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 4, 1, 5, 2}, []string{"v1", "keyEncryption", "name"}, ""))
 	pattern_Custody_RotateKeyEncryption_0 = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 4, 1, 5, 2}, []string{"v1", "keyEncryption", "name"}, "rotate"))
+	pattern_Custody_ExportPrivateKey_0    = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1, 1, 0, 2, 2, 1, 0, 2, 3, 1, 0, 4, 6, 5, 4}, []string{"v1", "brands", "domains", "keys", "name"}, "exportPrivateKey"))
 	pattern_Custody_Backup_0              = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "backup"}, ""))
 	pattern_Custody_Restore_0             = runtime.MustPattern(runtime.NewPattern(1, []int{2, 0, 2, 1}, []string{"v1", "backup"}, "restore"))
 )
@@ -362,6 +445,7 @@ var (
 var (
 	forward_Custody_GetKeyEncryption_0    = runtime.ForwardResponseMessage
 	forward_Custody_RotateKeyEncryption_0 = runtime.ForwardResponseMessage
+	forward_Custody_ExportPrivateKey_0    = runtime.ForwardResponseMessage
 	forward_Custody_Backup_0              = runtime.ForwardResponseStream
 	forward_Custody_Restore_0             = runtime.ForwardResponseMessage
 )
