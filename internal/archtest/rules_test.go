@@ -21,6 +21,7 @@ var tiers = map[string]int{
 	"pki":        1,
 	"etcdclient": 1,
 	"prober":     1,
+	"takeover":   1,
 	"coredump":   1,
 	"auditlog":   1,
 	"backup":     1,

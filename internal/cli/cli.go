@@ -101,7 +101,7 @@ func (r *run) root() *cobra.Command {
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-	}, r.zone(), r.brand(), r.domain(), r.key(), r.signer(), r.kek(), r.backup(), r.restore(), r.resolve(), r.audit(), r.token(), r.completion(), r.version())
+	}, r.zone(), r.brand(), r.domain(), r.key(), r.imports(), r.signer(), r.kek(), r.backup(), r.restore(), r.resolve(), r.audit(), r.token(), r.completion(), r.version())
 	root.SetVersionTemplate("dkimctl {{.Version}}\n")
 	// A group runs only to say that a command is missing.
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if not .HasAvailableSubCommands}}", 1))
