@@ -154,6 +154,7 @@ func (t *takeoverRun) inspect(ctx context.Context) error {
 			continue
 		}
 		first[k.fingerprint] = k
+		k.before = t.kept != nil && t.kept.done[k.done()]
 	}
 	return err
 }
@@ -183,11 +184,7 @@ func (t *takeoverRun) send(ctx context.Context, domains []ofDomain) error {
 
 // sendKey hands over one key. An error is one that no other key can do without.
 func (t *takeoverRun) sendKey(ctx context.Context, k *foundKey) error {
-	if k.refused != nil {
-		return nil
-	}
-	if t.kept != nil && t.kept.done[k.done()] {
-		k.before = true
+	if k.refused != nil || k.before {
 		return nil
 	}
 	data, err := k.read() // again: private keys do not wait in memory
