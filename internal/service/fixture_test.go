@@ -93,7 +93,7 @@ func (r *rival) Txn(ctx context.Context) clientv3.Txn {
 
 // newFixture starts a server. The store holds the zone keys.example.net and the
 // brands acme and other in it.
-func newFixture(t *testing.T) *fixture {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	f := &fixture{fake: keystoretest.NewFake(), keys: newKeySource(), dns: &fakeDNS{}, gate: &fakeGate{}, log: &logBuffer{}, streams: make(chan string, 100)}
 	f.setTime(start)
@@ -141,7 +141,7 @@ func (f *fixture) rotate(t testing.TB, name string) *dkimv1.Domain {
 // outside is a name server that needs no address.
 var outside = []*dkimv1.NameServer{{Host: "ns1.example.org"}}
 
-func (f *fixture) serve(t *testing.T, logger *slog.Logger) {
+func (f *fixture) serve(t testing.TB, logger *slog.Logger) {
 	t.Helper()
 	var err error
 	if f.ca, err = pki.EnsureCA(t.TempDir(), time.Now()); err != nil {
@@ -186,7 +186,7 @@ func (f *fixture) serve(t *testing.T, logger *slog.Logger) {
 
 // as is a connection of a caller of a role, who is bound to a brand if one is
 // given.
-func (f *fixture) as(t *testing.T, role, name string, brand ...string) *grpc.ClientConn {
+func (f *fixture) as(t testing.TB, role, name string, brand ...string) *grpc.ClientConn {
 	t.Helper()
 	id := pki.Identity{Role: role, Name: name}
 	file := role + "-" + name
@@ -207,7 +207,7 @@ func (f *fixture) watchStreams(srv any, stream grpc.ServerStream, info *grpc.Str
 }
 
 // connect is a connection with a client certificate.
-func (f *fixture) connect(t *testing.T, certFile, keyFile string) *grpc.ClientConn {
+func (f *fixture) connect(t testing.TB, certFile, keyFile string) *grpc.ClientConn {
 	t.Helper()
 	tlsConfig, err := pki.ClientTLS(f.ca.CertFile(), certFile, keyFile, "localhost", slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -217,7 +217,7 @@ func (f *fixture) connect(t *testing.T, certFile, keyFile string) *grpc.ClientCo
 }
 
 // anonymous is a connection without one.
-func (f *fixture) anonymous(t *testing.T) *grpc.ClientConn {
+func (f *fixture) anonymous(t testing.TB) *grpc.ClientConn {
 	t.Helper()
 	tlsConfig, err := pki.AnonymousTLS(f.ca.CertFile(), "localhost")
 	if err != nil {
@@ -226,7 +226,7 @@ func (f *fixture) anonymous(t *testing.T) *grpc.ClientConn {
 	return f.dialWith(t, tlsConfig)
 }
 
-func (f *fixture) dialWith(t *testing.T, tlsConfig *tls.Config) *grpc.ClientConn {
+func (f *fixture) dialWith(t testing.TB, tlsConfig *tls.Config) *grpc.ClientConn {
 	t.Helper()
 	note := func(method string) { method = path.Base(method); f.method.Store(&method) }
 	conn, err := grpc.NewClient("passthrough:///localhost",

@@ -33,7 +33,7 @@ type signingFixture struct {
 	ring *keyring.Ring
 }
 
-func newSigningFixture(t *testing.T, o service.SigningOptions) *signingFixture {
+func newSigningFixture(t testing.TB, o service.SigningOptions) *signingFixture {
 	t.Helper()
 	f := &signingFixture{fixture: newFixture(t)}
 	now := func() time.Time { return (*f.now.Load())() }
