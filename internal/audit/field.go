@@ -162,12 +162,15 @@ var ids = map[string]func(string) (string, bool){
 	},
 	"tokens":  credential,
 	"secrets": credential,
-	// It is one.
-	"keyEncryption": func(s string) (string, bool) { return s, false },
+	// There is one of each.
+	"keyEncryption": nothing,
+	"backup":        nothing,
 	"signers": func(s string) (string, bool) {
 		return s, len(s) <= 63 && onlyOf(s, "abcdefghijklmnopqrstuvwxyz0123456789-_.")
 	},
 }
+
+func nothing(string) (string, bool) { return "", false }
 
 // credential is the form of the ids of tokens and secrets, which are no secret:
 // shorter than what is.

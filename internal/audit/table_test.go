@@ -157,6 +157,7 @@ func TestCleanName(t *testing.T) {
 		"brands/../../etc/passwd":                               "brands/?/?/?/?",
 		"brands/MC4CAQAwBQYDK2VwBCIEIA":                         "brands/?",
 		"zones/keys.example.net":                                "zones/keys.example.net",
+		"backup":                                                "backup",
 		"signers/mx1":                                           "signers/mx1",
 		"brands":                                                "brands",
 		"dkz_abcdefg":                                           "?",
