@@ -20,9 +20,8 @@
 // # Two ways to keep in step
 //
 // Without Options.Watch the client asks for each domain when it is needed, and
-// again in the background before the answer is due, mostly after five minutes. With
-// it the client is told of all domains and of each change within about a second,
-// and takes some 500 octets of memory for each domain.
+// again when the answer is due, mostly after four to five minutes. With it the
+// client has all domains in memory and is told of each change within about a second.
 package signer
 
 import (
