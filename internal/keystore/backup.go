@@ -208,8 +208,8 @@ func (r *Restoration) Add(ctx context.Context, entries ...Entry) error {
 			r.apexes = append(r.apexes, e)
 			continue
 		}
-		e, err := e.moved()
-		if err != nil {
+		var err error
+		if e, err = e.moved(); err != nil {
 			return err
 		}
 		if len(r.batch) >= restoreAtOnce || r.octets+len(e.Value) > restoreOctets {
