@@ -1,10 +1,11 @@
-// Package gateway is the API over HTTPS, in three faces of one service:
+// Package gateway is the API over HTTPS, in four faces of one service:
 //
 //   - /v1/…, the resources of the API, by the google.api.http rules of its methods;
 //   - /cloudapi/v2/mail/dkim/…, the provisioning interface that systems of
 //     mailbox providers speak;
 //   - /v1/domains/{domain}/dns_records, for publishing a DKIM TXT value that was
-//     made elsewhere.
+//     made elsewhere;
+//   - /vault/v1/…, which signers read their keys from as from a Vault.
 //
 // It decides nothing. Each request becomes a call of the service in this process,
 // through the interceptors that a gRPC call goes through, with the caller's TLS
@@ -58,6 +59,7 @@ func New(o Options) (http.Handler, error) {
 	return &handler{
 		v1: v1, description: doc, logger: o.Logger,
 		cloud: cloudAPI{api}, records: dnsRecords{api, dkimv1.NewCallersClient(conn)},
+		vault: vault{dkimv1.NewSignerClient(conn), dkimv1.NewCallersClient(conn)},
 	}, nil
 }
 
@@ -66,6 +68,7 @@ type handler struct {
 	v1          http.Handler
 	cloud       cloudAPI
 	records     dnsRecords
+	vault       vault
 	description []byte
 	logger      *slog.Logger
 	origin      http.CrossOriginProtection
@@ -98,7 +101,19 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(out, "ok")
 		return
 	}
+	isVault := strings.HasPrefix(r.URL.Path, vaultPrefix)
+	if isVault {
+		var err error
+		if r, err = vaultRequest(r); err != nil {
+			vaultFailure(out, err)
+			return
+		}
+	}
 	clean, err := h.strict(out, r)
+	if err != nil && isVault {
+		vaultFailure(out, err)
+		return
+	}
 	if err != nil {
 		writeError(out, err)
 		return
@@ -124,6 +139,10 @@ func (h *handler) route(w http.ResponseWriter, r *http.Request) {
 	}
 	if rest, ok := strings.CutPrefix(path, recordsPrefix); ok {
 		h.records.serve(w, r, strings.Split(rest, "/"))
+		return
+	}
+	if rest, ok := strings.CutPrefix(path, vaultPrefix); ok {
+		h.vault.serve(w, r, strings.Split(rest, "/"))
 		return
 	}
 	if strings.HasPrefix(path, "/v1/") {

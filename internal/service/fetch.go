@@ -24,7 +24,10 @@ func (s *Service) FetchPrivateKeys(ctx context.Context, req *dkimv1.FetchPrivate
 	if !ok || caller.Role != authn.Signer || !slices.Contains(g.fetchers, id) && !slices.Contains(g.fetchers, "*") {
 		return nil, fail(codes.PermissionDenied, "KEY_FETCH_NOT_ALLOWED", fmt.Sprintf("%s may not fetch private keys: let dkimd sign (Sign), or start dkimd with --allow-key-fetch for this signer", caller.Identity))
 	}
-	signer, err := s.store.Signer(ctx, id)
+	signer := keystore.Signer{ID: id, Brand: caller.Brand}
+	if !req.GetTransient() {
+		signer, err = s.store.Signer(ctx, id)
+	}
 	if errors.Is(err, keystore.ErrSignerNotFound) {
 		return nil, fail(codes.FailedPrecondition, "SIGNER_NOT_FOUND", fmt.Sprintf("signer %s is not registered; RegisterSigner does that", id))
 	}

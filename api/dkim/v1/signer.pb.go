@@ -1242,7 +1242,10 @@ func (x *SignResponse) GetResults() []*SignResponse_Result {
 type FetchPrivateKeysRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `brands/{brand}/domains/{domain}/keys/{key}`, 1 to 100.
-	Keys          []string `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	Keys []string `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// The caller asks anew for each message, or keeps what it got for five minutes at
+	// most. It need not be registered then, and no rotation waits for it.
+	Transient     bool `protobuf:"varint,2,opt,name=transient,proto3" json:"transient,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1282,6 +1285,13 @@ func (x *FetchPrivateKeysRequest) GetKeys() []string {
 		return x.Keys
 	}
 	return nil
+}
+
+func (x *FetchPrivateKeysRequest) GetTransient() bool {
+	if x != nil {
+		return x.Transient
+	}
+	return false
 }
 
 type FetchPrivateKeysResponse struct {
@@ -1699,10 +1709,11 @@ const file_dkim_v1_signer_proto_rawDesc = "" +
 	"\tsignature\x18\x01 \x01(\fR\tsignature\x12(\n" +
 	"\x05error\x18\x02 \x01(\v2\x12.google.rpc.StatusR\x05error\x12\x1d\n" +
 	"\n" +
-	"public_key\x18\x03 \x01(\fR\tpublicKey\"C\n" +
+	"public_key\x18\x03 \x01(\fR\tpublicKey\"f\n" +
 	"\x17FetchPrivateKeysRequest\x12(\n" +
 	"\x04keys\x18\x01 \x03(\tB\x14\xe0A\x02\xfaA\x0e\n" +
-	"\fdkimzone/KeyR\x04keys\"\xa8\x02\n" +
+	"\fdkimzone/KeyR\x04keys\x12!\n" +
+	"\ttransient\x18\x02 \x01(\bB\x03\xe0A\x01R\ttransient\"\xa8\x02\n" +
 	"\x18FetchPrivateKeysResponse\x12B\n" +
 	"\aresults\x18\x01 \x03(\v2(.dkim.v1.FetchPrivateKeysResponse.ResultR\aresults\x1a\xc7\x01\n" +
 	"\x06Result\x12\x1f\n" +

@@ -68,7 +68,7 @@ type SignerClient interface {
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
 	// Hands out private keys, for signers that sign by themselves: keys that sign
 	// now or stand by. Only signers that dkimd was told of (--allow-key-fetch) and
-	// that are registered may call it. PERMISSION_DENIED KEY_FETCH_NOT_ALLOWED;
+	// that are registered, or keep no key, may call it. PERMISSION_DENIED KEY_FETCH_NOT_ALLOWED;
 	// FAILED_PRECONDITION SIGNER_NOT_FOUND (register first); INVALID_ARGUMENT
 	// BATCH_TOO_LARGE; UNAVAILABLE NOT_READY.
 	FetchPrivateKeys(ctx context.Context, in *FetchPrivateKeysRequest, opts ...grpc.CallOption) (*FetchPrivateKeysResponse, error)
@@ -192,7 +192,7 @@ type SignerServer interface {
 	Sign(context.Context, *SignRequest) (*SignResponse, error)
 	// Hands out private keys, for signers that sign by themselves: keys that sign
 	// now or stand by. Only signers that dkimd was told of (--allow-key-fetch) and
-	// that are registered may call it. PERMISSION_DENIED KEY_FETCH_NOT_ALLOWED;
+	// that are registered, or keep no key, may call it. PERMISSION_DENIED KEY_FETCH_NOT_ALLOWED;
 	// FAILED_PRECONDITION SIGNER_NOT_FOUND (register first); INVALID_ARGUMENT
 	// BATCH_TOO_LARGE; UNAVAILABLE NOT_READY.
 	FetchPrivateKeys(context.Context, *FetchPrivateKeysRequest) (*FetchPrivateKeysResponse, error)
