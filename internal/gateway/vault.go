@@ -351,6 +351,5 @@ func vaultError(w http.ResponseWriter, code int, messages ...string) {
 	}
 	w.Header().Set("Content-Type", jsonType)
 	w.WriteHeader(code)
-	//nolint:gosec // JSON that says it is, with nosniff, is no page
 	_, _ = w.Write(append(body, '\n')) // the caller may have gone
 }

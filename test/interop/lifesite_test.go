@@ -49,9 +49,11 @@ type lifeSite struct {
 type dkimd struct {
 	*harness.Process // of the last start
 	name, metrics    string
+	http             string
 	args             []string
 	admin            dkimv1.KeyManagementClient
 	signer           dkimv1.SignerClient
+	access           dkimv1.AccessControlClient
 }
 
 func (d *dkimd) start(t *testing.T) {
@@ -121,12 +123,12 @@ func (s *lifeSite) newDkimd(t *testing.T, name, kek string, nodes map[string]str
 	pki := s.etcd.PKI
 	server, user := pki.Server(t, name, harness.Host()), pki.Client(t, "dkimd", "etcd")
 	addr := harness.Addr(t)
-	d := &dkimd{name: name, metrics: harness.Addr(t)}
+	d := &dkimd{name: name, metrics: harness.Addr(t), http: harness.Addr(t)}
 	d.args = []string{
 		"serve", "--etcd-endpoint", strings.Join(s.etcd.Endpoints(), ","),
 		"--etcd-ca", user.CA, "--etcd-cert", user.Cert, "--etcd-key", user.Key,
 		"--tls-ca", server.CA, "--tls-cert", server.Cert, "--tls-key", server.Key, "--kek-url", kek,
-		"--grpc-listen", addr, "--http-listen", harness.Addr(t), "--metrics-listen", d.metrics,
+		"--grpc-listen", addr, "--http-listen", d.http, "--metrics-listen", d.metrics, "--allow-key-fetch", "rspamd",
 	}
 	for host, at := range nodes {
 		d.args = append(d.args, "--check-name-server", host+"="+at)
@@ -134,7 +136,8 @@ func (s *lifeSite) newDkimd(t *testing.T, name, kek string, nodes map[string]str
 	for _, z := range zones {
 		d.args = append(d.args, "--check-stub", z+"="+s.customers)
 	}
-	d.admin = dkimv1.NewKeyManagementClient(dialLife(t, addr, pki.Client(t, "alice", "admin")))
+	admin := dialLife(t, addr, pki.Client(t, "alice", "admin"))
+	d.admin, d.access = dkimv1.NewKeyManagementClient(admin), dkimv1.NewAccessControlClient(admin)
 	d.signer = dkimv1.NewSignerClient(dialLife(t, addr, pki.Client(t, "mx", "signer")))
 	d.start(t)
 	s.dkimd = append(s.dkimd, d)

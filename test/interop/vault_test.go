@@ -1,0 +1,153 @@
+//go:build interop
+
+package interop_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/emersion/go-msgauth/dkim"
+
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/test/harness"
+)
+
+const vaultMessage = "From: Jo <jo@%s>\r\nTo: someone@example.com\r\nSubject: read from a vault\r\n" +
+	"Date: Sun, 22 Nov 2026 08:00:00 +0000\r\nMessage-ID: <1@%[1]s>\r\n\r\nHello.\r\n"
+
+// TestVault lets an rspamd sign that reads its keys from dkimd as from a Vault,
+// and verifies through the customers' CNAMEs.
+func TestVault(t *testing.T) {
+	const rsa, ed = dkimv1.KeyAlgorithm_KEY_ALGORITHM_RSA_2048, dkimv1.KeyAlgorithm_KEY_ALGORITHM_ED25519
+	all := []*sender{
+		{brand: "acme", name: "rsa.dk"},
+		{brand: "acme", name: "ed.dk", specs: specs(ed, "ed1", "ed2")},
+		{brand: "acme", name: "both.dk", specs: append(specs(rsa, "rsa1", "rsa2"), specs(ed, "ed1", "ed2")...)},
+	}
+	site := newLifeSite(t, []string{"rsa.dk", "ed.dk", "both.dk"})
+	l := &life{t: t, lifeSite: site, all: all, post: &post{t: t, site: site, lastUse: make(map[string]time.Time)}}
+	l.provision()
+
+	var token string
+	l.must(l.call(t.Context(), func(ctx context.Context, d *dkimd) error {
+		resp, err := d.access.CreateToken(ctx, &dkimv1.CreateTokenRequest{Token: &dkimv1.Token{Role: dkimv1.Role_ROLE_SIGNER, Subject: "rspamd"}})
+		token = resp.GetSecret()
+		return err
+	}))
+	addr := startRspamd(t, "https://"+site.dkimd[0].http+"/vault", token, site.resolver)
+	begin := time.Now()
+	for _, s := range all {
+		l.waitSigning(t.Context(), s, "is signed with keys of its own", 5*time.Minute, ownKey)
+	}
+	t.Logf("all domains sign after %s", time.Since(begin).Round(time.Second))
+
+	for domain, want := range map[string]int{"rsa.dk": 1, "ed.dk": 1, "both.dk": 2} {
+		message := fmt.Sprintf(vaultMessage, domain)
+		var signatures []string
+		harness.Eventually(t, limit, "rspamd signs for "+domain, func() (err error) {
+			signatures, err = rspamdSign(t.Context(), addr, message)
+			if err == nil && len(signatures) != want {
+				err = fmt.Errorf("%d signatures, want %d", len(signatures), want)
+			}
+			return err
+		})
+		signed := message
+		for _, s := range signatures {
+			signed = "DKIM-Signature: " + s + "\r\n" + signed
+		}
+		results, err := dkim.VerifyWithOptions(strings.NewReader(signed), &dkim.VerifyOptions{
+			LookupTXT: func(name string) ([]string, error) { return site.lookup(t.Context(), name) },
+		})
+		if err != nil || len(results) != want {
+			t.Fatalf("%s: %d results: %v", domain, len(results), err)
+		}
+		for _, r := range results {
+			if r.Err != nil || r.Domain != domain {
+				t.Errorf("%s: signature of %s: %v", domain, r.Domain, r.Err)
+			}
+		}
+	}
+	if signatures, err := rspamdSign(t.Context(), addr, fmt.Sprintf(vaultMessage, "nobody.dk")); err != nil || len(signatures) > 0 {
+		t.Errorf("mail of a domain that nobody has: %d signatures, %v", len(signatures), err)
+	}
+}
+
+// startRspamd starts an rspamd with the settings of docs/signers.md, and returns
+// the address of its normal worker.
+func startRspamd(t *testing.T, vault, token, resolver string) string {
+	t.Helper()
+	dir, addr := t.TempDir(), harness.Addr(t)
+	host, port, err := net.SplitHostPort(resolver)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, "/usr/bin/rspamd", "-f", "--insecure", "--var=DBDIR="+dir, "--var=RUNDIR="+dir, "--var=LOGDIR="+dir,
+		"-c", write(t, filepath.Join(dir, "rspamd.conf"), fmt.Sprintf(`options {
+    filters = "dkim";
+    pidfile = "%[1]s/rspamd.pid";
+    dns { nameserver = ["%[2]s:%[3]s:1"]; }
+}
+logging { type = "console"; level = "info"; }
+worker "normal" { bind_socket = "%[4]s"; count = 1; }
+modules { path = "/usr/share/rspamd/plugins/dkim_signing.lua"; }
+dkim_signing {
+    use_vault = true;
+    vault_url = "%[5]s";
+    vault_token = "%[6]s";
+    use_esld = false;
+    allow_username_mismatch = true;
+    no_ssl_verify = true;
+}
+`, dir, host, port, addr, vault, token)))
+	harness.Eventually(t, limit, "rspamd answers", func() error {
+		_, err := rspamdSign(t.Context(), addr, fmt.Sprintf(vaultMessage, "nobody.dk"))
+		return err
+	})
+	return addr
+}
+
+// rspamdSign hands a message of an authenticated sender to rspamd, and returns the
+// signatures that it wants to be added.
+func rspamdSign(ctx context.Context, addr, message string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/checkv2", strings.NewReader(message))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("User", "jo")
+	req.Header.Set("IP", "192.0.2.1")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, errors.New(resp.Status)
+	}
+	var doc struct {
+		Signature json.RawMessage `json:"dkim-signature"`
+	}
+	if err := json.Unmarshal(body, &doc); err != nil || doc.Signature == nil {
+		return nil, err
+	}
+	var one string
+	if json.Unmarshal(doc.Signature, &one) == nil {
+		return []string{one}, nil
+	}
+	var all []string
+	return all, json.Unmarshal(doc.Signature, &all)
+}
