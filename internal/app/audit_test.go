@@ -78,7 +78,7 @@ func newAudited(t *testing.T) *audited {
 		sealer: &checkedSealer{sealer: envelope.NewSealer(keeper, store)}, pool: keygen.New(keygen.Options{Logger: logger}),
 	}
 	t.Cleanup(a.close)
-	a.custody, a.mint = a.newCustody(logger), mint.New(a.pool, a.sealer)
+	a.custody, a.mint = a.newCustody(KEK{}, logger), mint.New(a.pool, a.sealer)
 	a.api = service.New(store, a.mint, nil, time.Now, logger)
 	stopSigning, err := a.startSigning(t.Context(), Signing{KeyFetchers: []string{"*"}}, logger)
 	if err != nil {
