@@ -77,12 +77,12 @@ func (r *run) printKeyEncryption(k *dkimv1.KeyEncryption) error {
 }
 
 func over(rot *dkimv1.KeyEncryptionRotation) bool {
-	return rot.GetState() == dkimv1.KeyEncryptionRotation_DONE || rot.GetState() == dkimv1.KeyEncryptionRotation_FAILED
+	return rot.GetState() == dkimv1.KeyEncryptionRotation_STATE_DONE || rot.GetState() == dkimv1.KeyEncryptionRotation_STATE_FAILED
 }
 
 // rotationText is how far a rotation is.
 func rotationText(rot *dkimv1.KeyEncryptionRotation) string {
-	state := strings.ToLower(strings.ReplaceAll(rot.GetState().String(), "_", " "))
+	state := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(rot.GetState().String(), "STATE_"), "_", " "))
 	text := state + ": " + strconv.FormatInt(rot.GetWrappedDataKeys(), 10) + " data keys wrapped"
 	if rot.GetDataKeys() {
 		text += fmt.Sprintf(", %d made, %d private keys sealed", rot.GetMadeDataKeys(), rot.GetSealedPrivateKeys())

@@ -28,38 +28,38 @@ type KeyEncryptionRotation_State int32
 const (
 	KeyEncryptionRotation_STATE_UNSPECIFIED KeyEncryptionRotation_State = 0
 	// Data keys are wrapped anew.
-	KeyEncryptionRotation_WRAPPING_DATA_KEYS KeyEncryptionRotation_State = 1
+	KeyEncryptionRotation_STATE_WRAPPING_DATA_KEYS KeyEncryptionRotation_State = 1
 	// Brands get new data keys.
-	KeyEncryptionRotation_MAKING_DATA_KEYS KeyEncryptionRotation_State = 2
+	KeyEncryptionRotation_STATE_MAKING_DATA_KEYS KeyEncryptionRotation_State = 2
 	// Private keys are sealed anew.
-	KeyEncryptionRotation_SEALING_PRIVATE_KEYS KeyEncryptionRotation_State = 3
+	KeyEncryptionRotation_STATE_SEALING_PRIVATE_KEYS KeyEncryptionRotation_State = 3
 	// The same once more, after calls that began before have ended.
-	KeyEncryptionRotation_SETTLING KeyEncryptionRotation_State = 4
+	KeyEncryptionRotation_STATE_SETTLING KeyEncryptionRotation_State = 4
 	// All is done; the key before is not needed any more.
-	KeyEncryptionRotation_DONE KeyEncryptionRotation_State = 5
+	KeyEncryptionRotation_STATE_DONE KeyEncryptionRotation_State = 5
 	// All is done that could be. `failures` says how much could not.
-	KeyEncryptionRotation_FAILED KeyEncryptionRotation_State = 6
+	KeyEncryptionRotation_STATE_FAILED KeyEncryptionRotation_State = 6
 )
 
 // Enum value maps for KeyEncryptionRotation_State.
 var (
 	KeyEncryptionRotation_State_name = map[int32]string{
 		0: "STATE_UNSPECIFIED",
-		1: "WRAPPING_DATA_KEYS",
-		2: "MAKING_DATA_KEYS",
-		3: "SEALING_PRIVATE_KEYS",
-		4: "SETTLING",
-		5: "DONE",
-		6: "FAILED",
+		1: "STATE_WRAPPING_DATA_KEYS",
+		2: "STATE_MAKING_DATA_KEYS",
+		3: "STATE_SEALING_PRIVATE_KEYS",
+		4: "STATE_SETTLING",
+		5: "STATE_DONE",
+		6: "STATE_FAILED",
 	}
 	KeyEncryptionRotation_State_value = map[string]int32{
-		"STATE_UNSPECIFIED":    0,
-		"WRAPPING_DATA_KEYS":   1,
-		"MAKING_DATA_KEYS":     2,
-		"SEALING_PRIVATE_KEYS": 3,
-		"SETTLING":             4,
-		"DONE":                 5,
-		"FAILED":               6,
+		"STATE_UNSPECIFIED":          0,
+		"STATE_WRAPPING_DATA_KEYS":   1,
+		"STATE_MAKING_DATA_KEYS":     2,
+		"STATE_SEALING_PRIVATE_KEYS": 3,
+		"STATE_SETTLING":             4,
+		"STATE_DONE":                 5,
+		"STATE_FAILED":               6,
 	}
 )
 
@@ -942,7 +942,7 @@ const file_dkim_v1_custody_proto_rawDesc = "" +
 	"\bkey_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\akeyTime\x12%\n" +
 	"\x0eavailable_keys\x18\x04 \x03(\tR\ravailableKeys\x12:\n" +
 	"\brotation\x18\x05 \x01(\v2\x1e.dkim.v1.KeyEncryptionRotationR\brotation:9\xeaA6\n" +
-	"\x16dkimzone/KeyEncryption\x12\rkeyEncryption2\rkeyEncryption\"\xd3\x04\n" +
+	"\x16dkimzone/KeyEncryption\x12\rkeyEncryption2\rkeyEncryption\"\xf7\x04\n" +
 	"\x15KeyEncryptionRotation\x12:\n" +
 	"\x05state\x18\x01 \x01(\x0e2$.dkim.v1.KeyEncryptionRotation.StateR\x05state\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x1b\n" +
@@ -957,16 +957,16 @@ const file_dkim_v1_custody_proto_rawDesc = "" +
 	"\bfailures\x18\t \x01(\x03R\bfailures\x12\x14\n" +
 	"\x05error\x18\n" +
 	" \x01(\tR\x05error\x12\x16\n" +
-	"\x06worker\x18\v \x01(\tR\x06worker\"\x8a\x01\n" +
+	"\x06worker\x18\v \x01(\tR\x06worker\"\xae\x01\n" +
 	"\x05State\x12\x15\n" +
-	"\x11STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
-	"\x12WRAPPING_DATA_KEYS\x10\x01\x12\x14\n" +
-	"\x10MAKING_DATA_KEYS\x10\x02\x12\x18\n" +
-	"\x14SEALING_PRIVATE_KEYS\x10\x03\x12\f\n" +
-	"\bSETTLING\x10\x04\x12\b\n" +
-	"\x04DONE\x10\x05\x12\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18STATE_WRAPPING_DATA_KEYS\x10\x01\x12\x1a\n" +
+	"\x16STATE_MAKING_DATA_KEYS\x10\x02\x12\x1e\n" +
+	"\x1aSTATE_SEALING_PRIVATE_KEYS\x10\x03\x12\x12\n" +
+	"\x0eSTATE_SETTLING\x10\x04\x12\x0e\n" +
 	"\n" +
-	"\x06FAILED\x10\x06\"M\n" +
+	"STATE_DONE\x10\x05\x12\x10\n" +
+	"\fSTATE_FAILED\x10\x06\"M\n" +
 	"\x17GetKeyEncryptionRequest\x122\n" +
 	"\x04name\x18\x01 \x01(\tB\x1e\xe0A\x02\xfaA\x18\n" +
 	"\x16dkimzone/KeyEncryptionR\x04name\"\x89\x01\n" +
