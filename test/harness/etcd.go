@@ -18,7 +18,7 @@ import (
 // clusterLimit is how long a cluster may take to come up or to elect a leader.
 const clusterLimit = time.Minute
 
-// Cluster is an etcd cluster of three members, each a process. Clients and
+// Cluster is an etcd cluster of three members or one, each a process. Clients and
 // members show certificates of its PKI, and a client is the etcd user that the
 // certificate's common name says:
 //
@@ -46,12 +46,17 @@ type Member struct {
 // StartCluster starts a cluster with access control switched on.
 func StartCluster(tb testing.TB, pki *PKI) *Cluster {
 	tb.Helper()
-	return startCluster(tb, pki, false)
+	return startCluster(tb, pki, 3, false)
 }
 
-func startCluster(tb testing.TB, pki *PKI, divisible bool) *Cluster {
+// StartEtcd starts a cluster of one member.
+func StartEtcd(tb testing.TB, pki *PKI) *Cluster {
 	tb.Helper()
-	const size = 3
+	return startCluster(tb, pki, 1, false)
+}
+
+func startCluster(tb testing.TB, pki *PKI, size int, divisible bool) *Cluster {
+	tb.Helper()
 	c := &Cluster{PKI: pki}
 	dir := tb.TempDir()
 	var initial, peers, hosts []string

@@ -15,7 +15,7 @@ import (
 // knows, which leads to a Proxy for each pair.
 func StartDivisibleCluster(tb testing.TB, pki *PKI) *Cluster {
 	tb.Helper()
-	return startCluster(tb, pki, true)
+	return startCluster(tb, pki, 3, true)
 }
 
 // Isolate lets no packet through any more between member i and the others,
