@@ -40,7 +40,7 @@ func (c *callInfo) fail(w http.ResponseWriter, err error) {
 func refuseQuery(w http.ResponseWriter, r *http.Request, allowed ...string) bool {
 	for _, k := range slices.Sorted(maps.Keys(r.URL.Query())) {
 		if !slices.Contains(allowed, k) {
-			writeError(w, refuse(codes.InvalidArgument, "INVALID_QUERY", fmt.Sprintf("unknown parameter %.60q in the query", k)))
+			writeError(w, refuse(codes.InvalidArgument, "INVALID_QUERY", "unknown parameter "+fieldName(k)+" in the query"))
 			return true
 		}
 	}
@@ -72,7 +72,7 @@ func readObject(field string, raw []byte, fields map[string]any) error {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		to, ok := fields[name]
 		if !ok {
-			return invalid("there is no field %.60q; it may have %s", name, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
+			return invalid("there is no field %s; it may have %s", fieldName(name), strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
 		}
 		if err := json.Unmarshal(given[name], to); err != nil {
 			return invalid("field %s has not the type that it should have", name)

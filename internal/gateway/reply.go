@@ -130,8 +130,23 @@ var (
 	// value.
 	invalidValue = regexp.MustCompile(`invalid value for .*`)
 	valueOf      = regexp.MustCompile(`invalid value for ([a-z0-9]+ )?(field|type) ?([A-Za-z0-9_.]*)`)
+	unknownField = regexp.MustCompile(`unknown field "(?:[^"\\]|\\.)*"`)
 	unexpected   = regexp.MustCompile(`(unexpected token|syntax error|parsing field).*`)
 )
+
+// fieldForm is what a name of a field may look like. Tokens and private keys are
+// longer, or have other characters.
+var fieldForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]{0,39}$`)
+
+// fieldName is a name that a caller has given, for an error: quoted if it may be
+// meant as one, and else not repeated, since it might be a secret in the wrong
+// place.
+func fieldName(name string) string {
+	if fieldForm.MatchString(name) {
+		return strconv.Quote(name)
+	}
+	return "of a name that none has"
+}
 
 // withoutValue is the text of an error without the value that is wrong, which
 // might be a secret in the wrong place.
@@ -140,6 +155,10 @@ func withoutValue(message string) string {
 	message = strings.TrimPrefix(message, "proto: ")
 	message = invalidValue.ReplaceAllStringFunc(message, func(s string) string {
 		return strings.TrimRight("invalid value for "+strings.TrimPrefix(valueOf.FindString(s), "invalid value for "), " ")
+	})
+	message = unknownField.ReplaceAllStringFunc(message, func(s string) string {
+		name := strings.TrimSuffix(strings.TrimPrefix(s, `unknown field "`), `"`)
+		return "unknown field " + fieldName(name)
 	})
 	message = unexpected.ReplaceAllString(message, "not as the API describes it")
 	const most = 200

@@ -162,7 +162,7 @@ func (p queryParser) Parse(m proto.Message, values url.Values, elsewhere *utilit
 	for key := range values {
 		path, ok := fieldPath(m.ProtoReflect().Descriptor(), key)
 		if !ok {
-			return fmt.Errorf("unknown parameter %.60q in the query", key)
+			return fmt.Errorf("unknown parameter %s in the query", fieldName(key))
 		}
 		if elsewhere.HasCommonPrefix(path) {
 			return fmt.Errorf("parameter %.60q in the query: it stands in the path or the body", key)

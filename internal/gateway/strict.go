@@ -121,7 +121,7 @@ func checkQuery(raw string) (url.Values, error) {
 	}
 	for k, v := range values {
 		if len(v) > 1 && k != "update_mask" && k != "updateMask" {
-			return nil, refuse(codes.InvalidArgument, "INVALID_QUERY", fmt.Sprintf("query: %.40q is there twice", k))
+			return nil, refuse(codes.InvalidArgument, "INVALID_QUERY", "query: "+fieldName(k)+" is there twice")
 		}
 	}
 	return values, nil
@@ -226,7 +226,7 @@ func checkJSON(body []byte) error {
 		if name, ok := token.(string); ok && wantName {
 			names := open[len(open)-1]
 			if names[name] {
-				return invalid(fmt.Sprintf("%.60q is there twice in one object", name))
+				return invalid(fieldName(name) + " is there twice in one object")
 			}
 			names[name] = true
 			wantName = false
