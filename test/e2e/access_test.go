@@ -273,8 +273,10 @@ var variable = regexp.MustCompile(`\{[a-z_.]+=([^}]*)\}`)
 type issuer struct {
 	*httptest.Server
 
-	ca     string // file
-	signer jose.Signer
+	ca      string // file
+	signer  jose.Signer
+	public  ed25519.PublicKey
+	private ed25519.PrivateKey
 }
 
 func newIssuer(t *testing.T) *issuer {
@@ -283,7 +285,7 @@ func newIssuer(t *testing.T) *issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &issuer{ca: filepath.Join(t.TempDir(), "issuer.crt")}
+	i := &issuer{ca: filepath.Join(t.TempDir(), "issuer.crt"), public: public, private: private}
 	i.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := any(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: "k", Algorithm: string(jose.EdDSA)}}})
 		if r.URL.Path == "/.well-known/openid-configuration" {
