@@ -98,8 +98,8 @@ type Options struct {
 
 // Registration is how a signer is known to dkimd.
 type Registration struct {
-	// Name is that in the certificate, or that with "." and something after it.
-	// Default: that in the certificate.
+	// Name is that in the credential, or that with "." and something after it.
+	// Default: that in the credential.
 	Name string
 	// Description is for people.
 	Description string

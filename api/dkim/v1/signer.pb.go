@@ -119,7 +119,7 @@ func (x *SignerRegistration) GetLeaseDuration() *durationpb.Duration {
 
 type RegisterSignerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its name may be left out: it is then that in the certificate.
+	// Its name may be left out: it is then that in the credential.
 	Signer        *SignerRegistration `protobuf:"bytes,1,opt,name=signer,proto3" json:"signer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -164,7 +164,7 @@ func (x *RegisterSignerRequest) GetSigner() *SignerRegistration {
 
 type ReportUseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `signers/{signer}`. Default: the name in the certificate.
+	// `signers/{signer}`. Default: the name in the credential.
 	Signer string `protobuf:"bytes,1,opt,name=signer,proto3" json:"signer,omitempty"`
 	// At most 1000, each domain once.
 	Domains       []*DomainUse `protobuf:"bytes,2,rep,name=domains,proto3" json:"domains,omitempty"`

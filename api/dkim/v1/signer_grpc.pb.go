@@ -36,7 +36,7 @@ const (
 // the signers that live, and a key is served until its last mail has arrived.
 //
 // Rejections are as those of KeyManagement. A signer speaks for itself only:
-// the name in its certificate, or one that begins with that and a dot,
+// the name in its credential, or one that begins with that and a dot,
 // PERMISSION_DENIED otherwise. Reasons any method may give: UNAUTHENTICATED,
 // PERMISSION_DENIED, INTERNAL, STORE_UNAVAILABLE, CONFLICT, INVALID_NAME,
 // INVALID_BRAND, INVALID_DOMAIN.
@@ -160,7 +160,7 @@ func (c *signerClient) FetchPrivateKeys(ctx context.Context, in *FetchPrivateKey
 // the signers that live, and a key is served until its last mail has arrived.
 //
 // Rejections are as those of KeyManagement. A signer speaks for itself only:
-// the name in its certificate, or one that begins with that and a dot,
+// the name in its credential, or one that begins with that and a dot,
 // PERMISSION_DENIED otherwise. Reasons any method may give: UNAUTHENTICATED,
 // PERMISSION_DENIED, INTERNAL, STORE_UNAVAILABLE, CONFLICT, INVALID_NAME,
 // INVALID_BRAND, INVALID_DOMAIN.
