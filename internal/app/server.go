@@ -194,6 +194,7 @@ func (s *servers) watchHealth(ctx context.Context) {
 		s.health.SetServingStatus(dkimv1.Signer_ServiceDesc.ServiceName, status)
 		s.health.SetServingStatus(dkimv1.AccessControl_ServiceDesc.ServiceName, status)
 		s.health.SetServingStatus(dkimv1.Custody_ServiceDesc.ServiceName, status)
+		s.health.SetServingStatus(dkimv1.Callers_ServiceDesc.ServiceName, status)
 		select {
 		case <-ctx.Done():
 			return
