@@ -59,7 +59,7 @@ func standaloneCommand() *cobra.Command {
 	var logs logFlags
 	cmd := &cobra.Command{
 		Use:   "standalone",
-		Short: "Run everything in one process: etcd, DNS, gRPC",
+		Short: "Run everything in one process: etcd, DNS, the API",
 		Long: `Runs an embedded etcd, the DNS server and the gRPC service in one process, with
 all data in one directory. The first start makes the zone, a CA with server and
 admin certificates (<data-dir>/pki), and the client configuration
@@ -98,9 +98,9 @@ func serveCommand() *cobra.Command {
 	var logs logFlags
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Serve gRPC on an etcd cluster",
-		Long: `Serves gRPC on an etcd cluster. It holds no state: run two or more. DNS is served
-by CoreDNS nodes with the dkim plugin.`,
+		Short: "Serve the API on an etcd cluster",
+		Long: `Serves the API, gRPC and REST, on an etcd cluster. It holds no state: run two or
+more. DNS is served by CoreDNS nodes with the dkim plugin.`,
 		Example: `  dkimd serve --etcd-endpoint https://etcd1.example.net:2379 --etcd-endpoint https://etcd2.example.net:2379 \
     --etcd-ca ca.crt --etcd-cert dkimd1.crt --etcd-key dkimd1.key \
     --tls-ca ca.crt --tls-cert server.crt --tls-key server.key --kek-url file:///etc/dkimd/kek.key`,
