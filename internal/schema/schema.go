@@ -1,7 +1,7 @@
 // Package schema is the layout of etcd: which key holds what, and the form of
 // the public values that DNS nodes read.
 //
-//	/dkim/v1/pub/<zone>/apex                      Apex; its mod_revision is the zone's serial
+//	/dkim/v1/pub/<zone>/apex                      Apex; its mod_revision makes the zone's serial
 //	/dkim/v1/pub/<zone>/rr/<relative owner name>  PublicRecord
 //	/dkim/v1/meta/brands/<brand>
 //	/dkim/v1/meta/domains/<brand>/<domain>
