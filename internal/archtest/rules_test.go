@@ -42,6 +42,7 @@ var tiers = map[string]int{
 	"cli":     3,
 	"config":  3,
 	"gateway": 3,
+	"milter":  3,
 	// Wiring.
 	"embedetcd": 4,
 	"app":       4,
@@ -118,6 +119,11 @@ var owners = []owner{
 		dependency: "github.com/coredns",
 		owners:     []string{"plugin/dkim", "cmd/coredns", "internal/app", "test/bench/mapdns"}, // mapdns is a CoreDNS to compare with
 		reason:     "CoreDNS is the frame of the plugin; nothing else may depend on its types",
+	},
+	{
+		dependency: "github.com/emersion/go-milter",
+		owners:     []string{"internal/milter", "test"},
+		reason:     "one place talks with mail servers",
 	},
 	{
 		dependency: "gocloud.dev",

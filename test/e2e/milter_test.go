@@ -1,0 +1,153 @@
+package e2e_test
+
+import (
+	"bytes"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	gomilter "github.com/emersion/go-milter"
+
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/signer"
+	"github.com/dkimzone/dkimzone/test/harness"
+)
+
+// newSigning is a standalone in which the default key of brand acme signs.
+func newSigning(t *testing.T) *standalone {
+	t.Helper()
+	s := newStandalone(t)
+	s.start(t, "--allow-key-fetch", "mx1")
+	s.ctl(t, "brand", "create", "acme")
+	api := s.api(t)
+	own := &dkimv1.CheckDomainRequest{Name: "brands/acme/domains/acme." + zone}
+	for _, later := range []time.Duration{0, 26 * time.Hour} {
+		if later > 0 {
+			s.Clock(t).Set(t, later, 0)
+		}
+		if _, err := api.CheckDomain(t.Context(), own); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tlsConfig := tlsConfig(t, s.signerCert(t, "mx1"))
+	harness.Eventually(t, time.Minute, "the default key signs", func() error {
+		c, err := signer.New(signer.Options{Addresses: []string{s.grpc}, TLS: tlsConfig, Brand: "acme"}) // another remembers for minutes
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, _, err = signed(c)
+		return err
+	})
+	return s
+}
+
+// startMilter starts dkimd milter for brand acme.
+func (s *standalone) startMilter(t *testing.T, listen string, cert harness.Cert, flags ...string) *harness.Process {
+	t.Helper()
+	p := harness.Start(t, "dkimd milter", harness.Dkimd, nil, append([]string{
+		"milter", "--listen", listen, "--dkimd", s.grpc, "--brand", "acme",
+		"--tls-ca", cert.CA, "--tls-cert", cert.Cert, "--tls-key", cert.Key,
+	}, flags...)...)
+	harness.Eventually(t, startLimit, "the milter listens", func() error {
+		if err := p.Running(); err != nil {
+			return err
+		}
+		if !strings.Contains(p.Output(), "milter ready") {
+			return fmt.Errorf("it wrote %s", p.Output())
+		}
+		return nil
+	})
+	return p
+}
+
+// filtered is the message as a mail server gets it back.
+func filtered(network, address string) (string, error) {
+	mta := gomilter.NewClientWithOptions(network, address, gomilter.ClientOptions{
+		ActionMask: gomilter.OptAddHeader, ReadTimeout: time.Minute, WriteTimeout: time.Minute,
+	})
+	defer mta.Close()
+	s, err := mta.Session()
+	if err != nil {
+		return "", err
+	}
+	defer s.Close()
+	if _, err := s.Conn("localhost", gomilter.FamilyInet, 25000, "127.0.0.1"); err != nil {
+		return "", err
+	}
+	if _, err := s.Mail("joe@spamtrap.dk", nil); err != nil {
+		return "", err
+	}
+	header, body, _ := strings.Cut(mail, "\r\n\r\n")
+	for line := range strings.SplitSeq(header, "\r\n") {
+		name, value, _ := strings.Cut(line, ": ")
+		if _, err := s.HeaderField(name, value); err != nil {
+			return "", err
+		}
+	}
+	if _, err := s.HeaderEnd(); err != nil {
+		return "", err
+	}
+	changes, a, err := s.BodyReadFrom(bytes.NewReader([]byte(body)))
+	if err != nil {
+		return "", err
+	}
+	text := mail
+	for _, c := range changes {
+		text = c.HeaderName + ": " + strings.ReplaceAll(c.HeaderValue, "\n", "\r\n") + "\r\n" + text
+	}
+	if a.Code != gomilter.ActAccept || text == mail {
+		return "", fmt.Errorf("reply %c, %d changes", a.Code, len(changes))
+	}
+	return text, nil
+}
+
+// dkimd milter signs with keys in dkimd and with
+// private keys that it is handed out, at a port and at a Unix socket.
+func TestMilter(t *testing.T) {
+	t.Parallel()
+	s := newSigning(t)
+	cert := s.signerCert(t, "mx1")
+	socket := filepath.Join(t.TempDir(), "milter.sock")
+	port := harness.Addr(t)
+	for _, tt := range []struct {
+		name, network, address, listen string
+		flags                          []string
+	}{
+		{"remote", "tcp", port, port, nil},
+		{"local", "unix", socket, "unix:" + socket, []string{"--mode", "local"}},
+	} {
+		p := s.startMilter(t, tt.listen, cert, tt.flags...)
+		harness.Eventually(t, time.Minute, tt.name+" signs", func() error {
+			text, err := filtered(tt.network, tt.address)
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, p.Output())
+			}
+			v := verifyMail(t, s.dns, text)
+			if v.Err != nil || v.Domain != "acme."+zone {
+				t.Errorf("%s: %+v in\n%s", tt.name, v, text)
+			}
+			return nil
+		})
+		stop(t, p)
+	}
+}
+
+// dkimd milter says what is wrong with its flags.
+func TestMilterFlags(t *testing.T) {
+	t.Parallel()
+	for want, flags := range map[string]string{
+		"--dkimd (or DKIMD_DKIMD) is needed":      "",
+		"--tls-ca (or DKIMD_TLS_CA) is needed":    "--dkimd localhost:9443",
+		"--tls-cert and --tls-key go together":    "--dkimd localhost:9443 --tls-ca ca --tls-cert c",
+		"or --token-file is needed":               "--dkimd localhost:9443 --tls-ca ca",
+		`"mars" is neither an address nor a CIDR`: "--internal-host mars",
+	} {
+		r := harness.Run(t, t.TempDir(), harness.Dkimd, nil, append([]string{"milter"}, strings.Fields(flags)...)...)
+		if r.Code != 1 || !strings.Contains(r.Stderr, want) {
+			t.Errorf("%q: code %d, %s", flags, r.Code, r.Stderr)
+		}
+	}
+}
