@@ -62,7 +62,17 @@ func (w corednsLog) Write(line []byte) (int, error) {
 
 // probeDNS tells whether the DNS address is free. CoreDNS shares its ports
 // (SO_REUSEPORT), so that it would not notice another server there.
-func probeDNS(address string) error {
+func probeDNS(address string) (err error) {
+	const tries = 10 // of ports that the kernel chooses for TCP and UDP has in use
+	for range tries {
+		if err = probePort(address); err == nil || !strings.HasSuffix(address, ":0") {
+			return err
+		}
+	}
+	return err
+}
+
+func probePort(address string) error {
 	tcp, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("--dns-listen %s: tcp: %w", address, bindCause(err))

@@ -371,11 +371,7 @@ type nameServer struct {
 
 func newNameServer(s *service.Service) (*nameServer, error) {
 	ns := &nameServer{service: s}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	p, err := net.ListenPacket("udp", l.Addr().String())
+	l, p, err := cli.ListenBoth()
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
@@ -12,14 +13,28 @@ import (
 	"github.com/miekg/dns"
 )
 
+// ListenBoth binds a port for TCP and UDP. One that is free for TCP may be taken
+// for UDP, so it tries some.
+func ListenBoth() (net.Listener, net.PacketConn, error) {
+	var all error
+	for range 20 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, nil, err
+		}
+		p, err := net.ListenPacket("udp", l.Addr().String())
+		if err == nil {
+			return l, p, nil
+		}
+		all = errors.Join(all, err, l.Close())
+	}
+	return nil, nil, all
+}
+
 // startNameServer serves what answer puts into a reply, over UDP and TCP.
 func startNameServer(t *testing.T, answer func(reply *dns.Msg, tcp bool)) site {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := net.ListenPacket("udp", l.Addr().String())
+	l, p, err := ListenBoth()
 	if err != nil {
 		t.Fatal(err)
 	}

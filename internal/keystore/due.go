@@ -3,6 +3,7 @@ package keystore
 import (
 	"context"
 	"fmt"
+	"hash/crc32"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -126,7 +127,7 @@ func (s *Store) dropDue(ctx context.Context, fence *Fence, entries []DueEntry) e
 
 // Reindex gives a due entry at now to each of up to limit domains, in the order
 // of Domains, that have none that it can tell of: those whose status has lost its
-// entry, and those without a status. It returns how many that were and, while
+// entry, and those that were never looked at and have none of their last change. It returns how many that were and, while
 // there may be more domains, where to go on. It returns ErrFenced.
 //
 // No transaction of the Store leaves a domain without its entry. A hand in etcd,
@@ -170,35 +171,31 @@ func (s *Store) reindex(ctx context.Context, fence *Fence, now time.Time, domain
 	if err != nil {
 		return 0, err
 	}
-	entries := make([]string, len(domains)) // keys; empty: there is no status
-	gets = gets[:0]
+	entries := make([][]string, len(domains)) // keys of which one has to be there
+	var unseen []int                          // domains without a status
 	for i, d := range domains {
 		kv := readAt(resp, i)
 		if kv == nil {
+			unseen = append(unseen, i)
 			continue
 		}
-		st, err := statusFrom(d.Brand, d.Domain, kv)
-		if err != nil {
-			// One that does not decode is looked at, which says so.
-			continue
+		// One that does not decode is looked at, which says so.
+		if st, err := statusFrom(d.Brand, d.Domain, kv); err == nil {
+			entries[i] = []string{st.dueKey()}
 		}
-		entries[i] = st.dueKey()
-		gets = append(gets, clientv3.OpGet(entries[i], clientv3.WithCountOnly()))
 	}
-	if len(gets) > 0 {
-		if resp, err = s.txn(ctx, nil, gets, nil); err != nil {
-			return 0, err
-		}
+	if err := s.firstEntries(ctx, domains, unseen, entries); err != nil {
+		return 0, err
+	}
+	found, err := s.anyThere(ctx, entries)
+	if err != nil {
+		return 0, err
 	}
 	var cmps []clientv3.Cmp
 	var ops []clientv3.Op
-	looked := 0
 	for i, d := range domains {
-		if entries[i] != "" {
-			looked++
-			if resp.Responses[looked-1].GetResponseRange().GetCount() > 0 {
-				continue
-			}
+		if found[i] {
+			continue
 		}
 		cmps = append(cmps, present(schema.DomainKey(d.Brand, string(d.Domain))))
 		ops = append(ops, clientv3.OpPut(schema.DueKey(now, d.Brand, string(d.Domain)), ""))
@@ -217,4 +214,62 @@ func (s *Store) reindex(ctx context.Context, fence *Fence, now time.Time, domain
 		}
 	}
 	return len(ops), nil
+}
+
+// firstEntries finds the entries that domains have which were never looked at.
+func (s *Store) firstEntries(ctx context.Context, domains []Cursor, unseen []int, entries [][]string) error {
+	if len(unseen) == 0 {
+		return nil
+	}
+	gets := make([]clientv3.Op, len(unseen))
+	for n, i := range unseen {
+		gets[n] = clientv3.OpGet(schema.DomainKey(domains[i].Brand, string(domains[i].Domain)))
+	}
+	resp, err := s.txn(ctx, nil, gets, nil)
+	if err != nil {
+		return err
+	}
+	for n, i := range unseen {
+		kv := readAt(resp, n)
+		if kv == nil {
+			continue // deleted meanwhile
+		}
+		if d, err := bareDomainFrom(kv); err == nil {
+			for _, at := range []time.Time{d.UpdateTime, LaterLook(d)} {
+				entries[i] = append(entries[i], schema.DueKey(at, d.Brand, string(d.Name)))
+			}
+		}
+	}
+	return nil
+}
+
+// anyThere tells for each list of keys whether one of them is there.
+func (s *Store) anyThere(ctx context.Context, keys [][]string) ([]bool, error) {
+	found := make([]bool, len(keys))
+	var gets []clientv3.Op
+	var of []int
+	for i, list := range keys {
+		for _, key := range list {
+			gets, of = append(gets, clientv3.OpGet(key, clientv3.WithCountOnly())), append(of, i)
+		}
+	}
+	if len(gets) == 0 {
+		return found, nil
+	}
+	resp, err := s.txn(ctx, nil, gets, nil)
+	if err != nil {
+		return nil, err
+	}
+	for n, i := range of {
+		found[i] = found[i] || resp.Responses[n].GetResponseRange().GetCount() > 0
+	}
+	return found, nil
+}
+
+// LaterLook is a time for the first look at a domain that does not need one at
+// once: three to six hours after its last change, by its name, so that the looks
+// at a million domains of one batch are spread. Reindex knows this time.
+func LaterLook(d Domain) time.Time {
+	const least, spread = 3 * 3600, 3 * 3600
+	return d.UpdateTime.Add(time.Duration(least+crc32.ChecksumIEEE([]byte(d.Name))%spread) * time.Second)
 }

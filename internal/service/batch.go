@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/admission"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
-	"github.com/dkimzone/dkimzone/internal/evidence"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/mint"
 	"github.com/dkimzone/dkimzone/internal/rotation"
@@ -152,7 +150,7 @@ func (s *Service) publishTogether(ctx context.Context, brand string, b *batch) e
 			continue
 		}
 		change.Domain.UpdateTime = s.now()
-		change.Due = s.firstLook(change.Domain, b.zone)
+		change.Due = firstLook(change.Domain)
 		changes, changed = append(changes, change), append(changed, items)
 	}
 	if changes, changed, err = s.admitted(ctx, brand, b, changes, changed); err != nil {
@@ -182,14 +180,12 @@ func (s *Service) publishTogether(ctx context.Context, brand string, b *batch) e
 }
 
 // firstLook is when the controller is to look at a domain whose keys a batch has
-// published. Nothing in it may happen by itself unless it has other keys, and the
-// looks at the domains of a large batch are spread over the usual time between two.
-func (s *Service) firstLook(d keystore.Domain, z keystore.Zone) time.Time {
+// published. Unless it has other keys nothing in it may happen by itself.
+func firstLook(d keystore.Domain) time.Time {
 	if slices.ContainsFunc(d.Keys, func(k keystore.Key) bool { return k.Custody != rotation.PublicOnly }) {
 		return time.Time{} // at once
 	}
-	interval := evidence.Policy(z, keystore.Brand{}, d).CheckInterval
-	return s.now().Add(interval/2 + rand.N(interval/2))
+	return keystore.LaterLook(d)
 }
 
 // admitted leaves out the changes of domains that are to get keys and are not

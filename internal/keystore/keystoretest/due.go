@@ -169,15 +169,19 @@ var dueTests = map[string]func(*testing.T, *env){
 			}
 			d := e.provision(t, brand, name, "s1")
 			entry := keystore.DueEntry{Time: later(100), Brand: brand, Domain: name}
-			if i%5 != 0 { // the others have no status yet: they cannot be told from lost ones
+			switch {
+			case i%5 != 0: // the others have no status yet
 				must(e.SaveStatus(ctx, aStatus(d, later(7)), nil, keystore.DueEntry{Time: second, Brand: brand, Domain: name}))(t)
+			case i%2 == 0: // as a batch of published keys leaves it
+				must(e.client.Delete(ctx, schema.DueKey(second, brand, string(name))))(t)
+				e.put(t, schema.DueKey(keystore.LaterLook(d), brand, string(name)), "")
 			}
 			if i%3 == 0 {
-				for _, at := range []time.Time{second, later(7)} {
+				for _, at := range []time.Time{second, later(7), keystore.LaterLook(d)} {
 					must(e.client.Delete(ctx, schema.DueKey(at, brand, string(name))))(t)
 				}
 			}
-			if i%3 == 0 || i%5 == 0 {
+			if i%3 == 0 {
 				lost = append(lost, entry)
 			}
 		}
@@ -297,6 +301,8 @@ var dueTests = map[string]func(*testing.T, *env){
 		ctx := t.Context()
 		e.setup(t, "acme")
 		d := e.provision(t, "acme", "spamtrap.dk", "s1")
+		e.provision(t, "acme", "lost.dk", "s9")
+		must(e.client.Delete(ctx, schema.DueKey(second, "acme", "lost.dk")))(t)
 		orphan := keystore.DueEntry{Time: later(1), Brand: "acme", Domain: "gone.dk"}
 		e.put(t, schema.DueKey(orphan.Time, orphan.Brand, string(orphan.Domain)), "")
 		writes := func(f *keystore.Fence) map[string]func() error {

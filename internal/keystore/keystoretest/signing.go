@@ -176,6 +176,7 @@ var signingTests = map[string]func(*testing.T, *env){
 	"signing: a watch that is not confirmed ends": func(t *testing.T, e *env) {
 		e.setup(t, "acme")
 		p, pos := e.list(t)
+		e.provision(t, "acme", "a.dk", "s1") // else the store itself confirms that nothing is missing
 		s := keystore.New(mute{e.client}, 50*time.Millisecond)
 		if err := s.WatchSigning(t.Context(), &pos, time.Millisecond, time.Now, p); !errors.Is(err, keystore.ErrUnavailable) {
 			t.Errorf("got %v, want ErrUnavailable", err)
