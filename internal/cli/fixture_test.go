@@ -23,6 +23,7 @@ import (
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/authn"
 	"github.com/dkimzone/dkimzone/internal/authz"
+	"github.com/dkimzone/dkimzone/internal/cli"
 	"github.com/dkimzone/dkimzone/internal/config"
 	"github.com/dkimzone/dkimzone/internal/custody"
 	"github.com/dkimzone/dkimzone/internal/envelope"
