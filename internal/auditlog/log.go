@@ -264,7 +264,7 @@ func (l *Log) commit(batch []item) error {
 	}
 	first := head.Seq + 1
 	for i := range batch {
-		e := &batch[i].entry
+		e := batch[i].entry // a copy: add may be moving those that wait
 		e.Chain, e.Seq, e.Prev = head.Chain, head.Seq+1, head.Hash
 		l.buf, head.Hash = e.Append(l.buf)
 		l.buf = append(l.buf, '\n')
