@@ -48,7 +48,8 @@ test: ## run all tests
 	go test ./...
 
 race: ## run all tests under the race detector
-	go test -race ./...
+	go test -race $$(go list ./... | grep -v -e /test/e2e$$ -e /test/robustness$$)
+	go test -race -p 1 ./test/e2e ./test/robustness # they watch processes, and want the machine for themselves
 
 e2e: ## run the end-to-end tests only: separate processes on loopback
 	go test -count=1 -v ./test/...

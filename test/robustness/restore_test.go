@@ -51,7 +51,7 @@ func TestRestore(t *testing.T) {
 		s.model.settle(t, n)
 		n.waitMetric(t, "coredns_dkim_reconcile_repairs_total", func(v float64) bool { return v > 0 })
 		s.fresh(t, n)
-		n.tells(t, []string{repaired}, []string{interrupted, followed, repaired})
+		n.tells(t, []string{repaired}, []string{interrupted, followed, repaired}, []string{interrupted, repaired, followed})
 	})
 
 	t.Run("another cluster", func(t *testing.T) {
