@@ -30,7 +30,8 @@ func TestRestore(t *testing.T) {
 		s.model.settle(t, n)
 		s.fresh(t, n)
 		n.listed(t, "revision")
-		n.tells(t, []string{listing("revision")}, []string{interrupted, listing("revision"), followed})
+		n.tells(t, []string{listing("revision")}, []string{interrupted, listing("revision"), followed},
+			[]string{interrupted, repaired, listing("revision"), followed}) // a comparison was under way
 	})
 
 	t.Run("revision goes back and forth while cut off", func(t *testing.T) {
