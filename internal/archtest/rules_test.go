@@ -25,6 +25,7 @@ var tiers = map[string]int{
 	"coredump":   1,
 	"auditlog":   1,
 	"backup":     1,
+	"refusal":    1,
 	// Use cases.
 	"authn":      2,
 	"authz":      2,

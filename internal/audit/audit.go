@@ -16,15 +16,14 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/dkimzone/dkimzone/internal/auditlog"
 	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
 
 // Sink is where lines go; *auditlog.Log is one. It must be safe for concurrent
@@ -79,14 +78,9 @@ func (f *failure) Unwrap() error { return f.cause }
 
 // GRPCStatus is what a caller sees.
 func (f *failure) GRPCStatus() *status.Status {
-	st := status.New(codes.Unavailable, "the audit log cannot be written, so that nothing may be changed; reads go on. Try again. If this was a change, look first whether it happened")
-	detailed, err := st.WithDetails(
-		&errdetails.ErrorInfo{Reason: "AUDIT_FAILED", Domain: "dkimzone"},
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
-	if err != nil {
-		return st
-	}
-	return detailed
+	return refusal.New(codes.Unavailable, "AUDIT_FAILED",
+		"the audit log cannot be written, so that nothing may be changed; reads go on. Try again. If this was a change, look first whether it happened",
+		refusal.Retry(time.Second))
 }
 
 // Record writes a line of something that no caller asked for, and waits until it
@@ -188,19 +182,6 @@ func address(ctx context.Context) string {
 }
 
 func outcome(c codes.Code) string { return code.Code(c).String() } //nolint:gosec // the same numbers
-
-// reason is that of the first ErrorInfo.
-func reason(err error) string {
-	if err == nil {
-		return ""
-	}
-	for _, d := range status.Convert(err).Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok {
-			return info.GetReason()
-		}
-	}
-	return ""
-}
 
 // headInterval is how often the head of the log goes into that of the process,
 // where it stands elsewhere.

@@ -26,6 +26,7 @@ import (
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/auditlog"
 	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
 
 var (
@@ -294,7 +295,7 @@ func auditFailed(t *testing.T, err error) {
 		_, isRetry := d.(*errdetails.RetryInfo)
 		retry = retry || isRetry
 	}
-	if st.Code() != codes.Unavailable || reason(err) != "AUDIT_FAILED" || !retry || strings.Contains(st.Message(), "disk") {
+	if st.Code() != codes.Unavailable || refusal.Reason(err) != "AUDIT_FAILED" || !retry || strings.Contains(st.Message(), "disk") {
 		t.Errorf("%v %v, want UNAVAILABLE AUDIT_FAILED with a RetryInfo", err, st.Details())
 	}
 }
@@ -308,7 +309,7 @@ func TestLogFails(t *testing.T) {
 	} else {
 		auditFailed(t, err)
 	}
-	if _, err := do(t, a, provision, &dkimv1.ProvisionDomainRequest{}, nil, rejection(codes.NotFound, "BRAND_NOT_FOUND")); reason(err) != "BRAND_NOT_FOUND" {
+	if _, err := do(t, a, provision, &dkimv1.ProvisionDomainRequest{}, nil, rejection(codes.NotFound, "BRAND_NOT_FOUND")); refusal.Reason(err) != "BRAND_NOT_FOUND" {
 		t.Errorf("a refusal became %v", err)
 	}
 	if _, err := do(t, a, getDomain, &dkimv1.GetDomainRequest{}, &dkimv1.Domain{}, nil); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/dkimzone/dkimzone/internal/auditlog"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
 
 // find returns the field at a path, in the message that holds it. ok is false if
@@ -258,7 +259,7 @@ func resultOf(m protoreflect.Message) string {
 	if !ok {
 		return "refused"
 	}
-	if why := reason(status.FromProto(st).Err()); why != "" {
+	if why := refusal.Reason(status.FromProto(st).Err()); why != "" {
 		return why
 	}
 	return "refused"

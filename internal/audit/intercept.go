@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/dkimzone/dkimzone/internal/auditlog"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
 
 // Unary writes the line of a call. It comes before all interceptors that refuse
@@ -160,7 +161,7 @@ func (a *Auditor) entry(ctx context.Context, c *call, method string, req, resp p
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := auditlog.Entry{
-		Time: a.now(), Call: strings.TrimPrefix(method, "/"), Outcome: outcome(status.Code(err)), Reason: reason(err),
+		Time: a.now(), Call: strings.TrimPrefix(method, "/"), Outcome: outcome(status.Code(err)), Reason: refusal.Reason(err),
 		Revision: c.revision, Before: c.before, Steps: c.steps,
 	}
 	e.Who, e.Request = who(ctx)

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
 
 const (
@@ -268,11 +269,11 @@ func (a *Authenticator) judge(ctx context.Context, c Caller, id string, digest [
 		return before, nil
 	}
 	a.o.Logger.LogAttrs(ctx, slog.LevelWarn, "credentials cannot be verified", slog.String("error", cut(err)), who)
-	return grant{}, refusal(codes.Unavailable, reason, what+" does not answer; try again", retryStore)
+	return grant{}, refusal.New(codes.Unavailable, reason, what+" does not answer; try again", refusal.Retry(retryStore)).Err()
 }
 
 func tooMany(wait time.Duration) error {
-	return refusal(codes.ResourceExhausted, ReasonTooManyAttempts, "too many attempts to authenticate; try again later", max(wait, time.Second))
+	return refusal.New(codes.ResourceExhausted, ReasonTooManyAttempts, "too many attempts to authenticate; try again later", refusal.Retry(max(wait, time.Second))).Err()
 }
 
 func (a *Authenticator) checkToken(id, token string) verdict {

@@ -10,14 +10,13 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
 
 // ReasonDenied is the reason of every refusal, in its ErrorInfo.
@@ -103,11 +102,7 @@ func fieldValues(m protoreflect.Message, path string) ([]string, error) {
 }
 
 func denied(message string) error {
-	st, err := status.New(codes.PermissionDenied, message).WithDetails(&errdetails.ErrorInfo{Reason: ReasonDenied, Domain: "dkimzone"})
-	if err != nil {
-		return fmt.Errorf("details of %s: %w", ReasonDenied, err)
-	}
-	return st.Err()
+	return refusal.New(codes.PermissionDenied, ReasonDenied, message).Err()
 }
 
 // UnaryInterceptor lets only those calls through that the caller whom authn

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
 
 const (
@@ -144,7 +145,7 @@ func (c cloudAPI) list(w http.ResponseWriter, r *http.Request, brand string) {
 			if begun {
 				panic(http.ErrAbortHandler) // half a list must not look like a whole one
 			}
-			if reason(err) == "BRAND_NOT_FOUND" {
+			if refusal.Reason(err) == "BRAND_NOT_FOUND" {
 				err = withMessage(err, noEntries)
 			}
 			answer.fail(w, err)
@@ -312,7 +313,7 @@ func (c cloudAPI) selector(w http.ResponseWriter, r *http.Request, brand, domain
 // record is what is served for a selector; nil if its key has gone meanwhile.
 func (c cloudAPI) record(ctx context.Context, s *dkimv1.Selector) (*cloudRecord, error) {
 	k, err := c.api.GetKey(ctx, &dkimv1.GetKeyRequest{Name: s.GetKey()})
-	if reason(err) == "KEY_NOT_FOUND" {
+	if refusal.Reason(err) == "KEY_NOT_FOUND" {
 		return nil, nil
 	}
 	if err != nil {
@@ -325,7 +326,7 @@ func (c cloudAPI) record(ctx context.Context, s *dkimv1.Selector) (*cloudRecord,
 }
 
 func domainFailure(err error) error {
-	if reason(err) == "DOMAIN_NOT_FOUND" {
+	if refusal.Reason(err) == "DOMAIN_NOT_FOUND" {
 		return withMessage(err, noDomain)
 	}
 	return err

@@ -11,6 +11,7 @@ import (
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/dkimrecord"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
 
 const (
@@ -240,7 +241,7 @@ func recordNotFound() error {
 }
 
 func recordFailure(err error) error {
-	if reason(err) == "KEY_NOT_FOUND" {
+	if refusal.Reason(err) == "KEY_NOT_FOUND" {
 		return recordNotFound()
 	}
 	return domainFailure(err)

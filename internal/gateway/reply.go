@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dkimzone/dkimzone/internal/refusal"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -19,16 +20,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// errorDomain is the domain of every ErrorInfo, as in the service.
-const errorDomain = "dkimzone"
-
 // refuse is a rejection by the gateway, in the form of those of the service.
 func refuse(code codes.Code, reason, message string) error {
-	st, err := status.New(code, message).WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
-	if err != nil {
-		return fmt.Errorf("details of %s: %w", reason, err)
-	}
-	return st.Err()
+	return refusal.New(code, reason, message).Err()
 }
 
 // withHTTP gives a rejection an HTTP status that its code does not have.
@@ -50,16 +44,6 @@ func notAllowed(r *http.Request, allowed ...string) error {
 }
 
 func (e *methodError) Unwrap() error { return e.error }
-
-// reason is the reason of an error's ErrorInfo, "" without.
-func reason(err error) string {
-	for _, d := range status.Convert(err).Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok {
-			return info.GetReason()
-		}
-	}
-	return ""
-}
 
 // withMessage is an error with another text.
 func withMessage(err error, message string) error {
@@ -119,7 +103,7 @@ func compact(m proto.Message) ([]byte, error) {
 // written, the form of all others.
 func withReason(err error) error {
 	st := status.Convert(err)
-	if st.Code() != codes.InvalidArgument || reason(err) != "" {
+	if st.Code() != codes.InvalidArgument || refusal.Reason(err) != "" {
 		return err
 	}
 	return refuse(codes.InvalidArgument, "INVALID_REQUEST", withoutValue(st.Message()))

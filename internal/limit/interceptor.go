@@ -8,14 +8,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/dkimzone/dkimzone/internal/authn"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
 
 var (
@@ -29,9 +28,6 @@ var (
 		Help: "Callers whose calls are counted.",
 	})
 )
-
-// errorDomain is that of every ErrorInfo.
-const errorDomain = "dkimzone"
 
 // Unary lets those calls through that are within the bounds. It comes after the
 // interceptor that puts the caller into the context: calls without one share an
@@ -100,14 +96,7 @@ func (r *Refusal) Error() string {
 }
 
 func (r *Refusal) status() *status.Status {
-	st := status.New(codes.ResourceExhausted, r.Error())
-	detailed, err := st.WithDetails(
-		&errdetails.ErrorInfo{Reason: r.Reason, Domain: errorDomain, Metadata: map[string]string{
-			"class": string(r.Class), "limit": strconv.FormatFloat(r.Limit, 'f', -1, 64),
-		}},
-		&errdetails.RetryInfo{RetryDelay: durationpb.New(r.Delay)})
-	if err != nil {
-		return st
-	}
-	return detailed
+	return refusal.WithMetadata(codes.ResourceExhausted, r.Reason, r.Error(), map[string]string{
+		"class": string(r.Class), "limit": strconv.FormatFloat(r.Limit, 'f', -1, 64),
+	}, refusal.Retry(r.Delay))
 }

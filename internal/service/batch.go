@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/status"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
@@ -15,6 +14,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/mint"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/schema"
 )
@@ -252,11 +252,9 @@ func (b *batch) refuse(i int, err error) error {
 	if !ok {
 		return err
 	}
-	for _, d := range st.Details() {
-		if _, ok := d.(*errdetails.ErrorInfo); ok {
-			b.results[i] = &dkimv1.BatchPublishKeysResponse_Result{Error: st.Proto()}
-			return nil
-		}
+	if refusal.Reason(err) == "" {
+		return err
 	}
-	return err
+	b.results[i] = &dkimv1.BatchPublishKeysResponse_Result{Error: st.Proto()}
+	return nil
 }

@@ -3,7 +3,6 @@ package service
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"time"
 
@@ -11,17 +10,14 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/dkimzone/dkimzone/internal/dkimrecord"
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/envelope"
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 )
-
-// ErrorDomain is the domain of every ErrorInfo.
-const ErrorDomain = "dkimzone"
 
 // retryAfter is what RetryInfo tells a caller to wait when the store is away.
 const retryAfter = time.Second
@@ -41,22 +37,18 @@ func invalid(field, reason, message string, metadata ...string) error {
 }
 
 func failWith(code codes.Code, reason, message string, detail protoadapt.MessageV1, metadata ...string) error {
-	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain}
+	var named map[string]string
 	for i := 0; i+1 < len(metadata); i += 2 {
-		if info.Metadata == nil {
-			info.Metadata = make(map[string]string)
+		if named == nil {
+			named = make(map[string]string)
 		}
-		info.Metadata[metadata[i]] = metadata[i+1]
+		named[metadata[i]] = metadata[i+1]
 	}
-	details := []protoadapt.MessageV1{info}
+	var details []protoadapt.MessageV1
 	if detail != nil {
 		details = append(details, detail)
 	}
-	st, err := status.New(code, message).WithDetails(details...)
-	if err != nil {
-		return fmt.Errorf("details of %s: %w", reason, err)
-	}
-	return st.Err()
+	return refusal.WithMetadata(code, reason, message, named, details...).Err()
 }
 
 // storeFailure turns a failure of the store into a rejection. Errors it does not
@@ -97,15 +89,15 @@ func storeFailure(err error) error {
 	case errors.Is(err, keystore.ErrRestoring):
 		return failWith(codes.Unavailable, "RESTORE_UNFINISHED",
 			"a backup is being restored; if that was cut short, restore it again from the beginning: until then nothing works",
-			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})
+			refusal.Retry(retryAfter))
 	case errors.Is(err, keystore.ErrUnavailable):
 		return &storeDown{cause: err, rejection: failWith(codes.Unavailable, "STORE_UNAVAILABLE",
 			"the store does not answer; try again. If this was a change, look first whether it happened",
-			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})}
+			refusal.Retry(retryAfter))}
 	case errors.Is(err, envelope.ErrKeeperUnavailable):
 		return &storeDown{cause: err, rejection: failWith(codes.Unavailable, "KEEPER_UNAVAILABLE",
 			"the keeper of the key-encryption key does not answer; try again",
-			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})}
+			refusal.Retry(retryAfter))}
 	case errors.Is(err, context.Canceled):
 		return status.FromContextError(context.Canceled).Err()
 	}

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -59,14 +59,12 @@ func outward(ctx context.Context, logger *slog.Logger, method string, panicked a
 		}
 		return down.rejection
 	}
-	if st, ok := status.FromError(err); ok {
+	if _, ok := status.FromError(err); ok {
 		if !strings.HasPrefix(method, ownServices) {
 			return err
 		}
-		for _, d := range st.Details() {
-			if _, ok := d.(*errdetails.ErrorInfo); ok {
-				return err
-			}
+		if refusal.Reason(err) != "" {
+			return err
 		}
 	}
 	if ctx.Err() != nil { // the caller is gone or its time is up

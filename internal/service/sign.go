@@ -9,16 +9,15 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/authn"
 	"github.com/dkimzone/dkimzone/internal/keyring"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 	"github.com/dkimzone/dkimzone/internal/signview"
 )
 
@@ -60,7 +59,7 @@ const maxDigests = 100
 func (s *Service) ready() (*signatory, error) {
 	if s.signing == nil || !s.signing.view.Loaded() {
 		return nil, failWith(codes.Unavailable, "NOT_READY", "it is not loaded yet which keys sign; try again, or another dkimd",
-			&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)})
+			refusal.Retry(retryAfter))
 	}
 	return s.signing, nil
 }
@@ -93,7 +92,7 @@ func (s *Service) Sign(ctx context.Context, req *dkimv1.SignRequest) (*dkimv1.Si
 	if wait := g.rates.take(id.String(), len(digests), s.now()); wait > 0 {
 		signatures.WithLabelValues("rate_limited").Add(float64(len(digests)))
 		return nil, failWith(codes.ResourceExhausted, "RATE_LIMITED", fmt.Sprintf("%s has too many signatures made: dkimd allows %g a second", id.Identity, g.rates.limit()),
-			&errdetails.RetryInfo{RetryDelay: durationpb.New(wait)})
+			refusal.Retry(wait))
 	}
 	resp := &dkimv1.SignResponse{Results: make([]*dkimv1.SignResponse_Result, len(digests))}
 	one := func(i int) error {

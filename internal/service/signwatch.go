@@ -8,13 +8,13 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/keystore"
+	"github.com/dkimzone/dkimzone/internal/refusal"
 	"github.com/dkimzone/dkimzone/internal/signview"
 )
 
@@ -60,7 +60,7 @@ func (s *Service) WatchSigningKeys(req *dkimv1.WatchSigningKeysRequest, stream s
 		defer func() { <-g.watches }()
 	default:
 		return failWith(codes.ResourceExhausted, "TOO_MANY_WATCHES", fmt.Sprintf("%d watches run already; ask another dkimd", maxWatches),
-			&errdetails.RetryInfo{RetryDelay: durationpb.New(watchSilence)})
+			refusal.Retry(watchSilence))
 	}
 	return viewFailure(w.run(ctx, cursor, resume))
 }
