@@ -193,6 +193,20 @@ func TestBodies(t *testing.T) {
 	})
 }
 
+func TestAllow(t *testing.T) {
+	f := newFixture(t)
+	for path, want := range map[string]string{
+		"/v1/brands/acme/domains/new.example": "GET, PATCH, DELETE",
+		"/v1/zones":                           "GET, POST",
+		cloud + "acme":                        "GET",
+		cloud + "acme/new.example":            "GET, PUT, DELETE",
+	} {
+		a := f.do(t, "OPTIONS", path, "")
+		a.refused(t, http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED")
+		wantEqual(t, "Allow of "+path, a.header.Get("Allow"), want)
+	}
+}
+
 // What a header field says has no effect but that of the few that have one.
 func TestHeaders(t *testing.T) {
 	f := newFixture(t)

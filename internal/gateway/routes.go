@@ -39,7 +39,7 @@ func newRoutes(conn grpc.ClientConnInterface) (http.Handler, error) {
 		runtime.WithStreamErrorHandler(runtime.DefaultStreamErrorHandler),
 		runtime.WithRoutingErrorHandler(noRoute),
 		runtime.WithForwardResponseOption(entityTag),
-		runtime.WithMiddlewares(withoutQuery(queryless())),
+		runtime.WithMiddlewares(answerProbes, withoutQuery(queryless())),
 	)
 	ctx := context.Background() // the routes end with the process
 	return mux, errors.Join(
@@ -69,7 +69,10 @@ func outgoingHeader(key string) (string, bool) {
 	return "", false
 }
 
-func routeError(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
+func routeError(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+	if probing(r) != nil {
+		return
+	}
 	if md, ok := runtime.ServerMetadataFromContext(ctx); ok {
 		for _, id := range md.HeaderMD.Get("x-request-id") {
 			w.Header().Set("X-Request-Id", id)
@@ -78,12 +81,50 @@ func routeError(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w
 	writeError(w, err)
 }
 
-func noRoute(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpStatus int) {
-	if httpStatus == http.StatusMethodNotAllowed {
-		writeError(w, notAllowed(r))
-		return
+func noRoute(_ context.Context, mux *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpStatus int) {
+	switch {
+	case probing(r) != nil:
+	case httpStatus == http.StatusMethodNotAllowed:
+		writeError(w, notAllowed(r, methodsOf(mux, r)...))
+	default:
+		writeError(w, nothingHere())
 	}
-	writeError(w, nothingHere())
+}
+
+// probe is in the context of a request that only asks whether there is a route.
+type probe struct{ found bool }
+
+type probeKey struct{}
+
+func probing(r *http.Request) *probe {
+	p, _ := r.Context().Value(probeKey{}).(*probe)
+	return p
+}
+
+// methodsOf are the methods that the path of r has.
+func methodsOf(mux *runtime.ServeMux, r *http.Request) []string {
+	var methods []string
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+		p := &probe{}
+		asked := r.Clone(context.WithValue(r.Context(), probeKey{}, p))
+		asked.Method, asked.Body = method, http.NoBody
+		mux.ServeHTTP(nil, asked) // whatever answers a probe writes nothing
+		if p.found {
+			methods = append(methods, method)
+		}
+	}
+	return methods
+}
+
+// answerProbes ends a request that only asks whether there is a route.
+func answerProbes(next runtime.HandlerFunc) runtime.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request, params map[string]string) {
+		if p := probing(r); p != nil {
+			p.found = true
+			return
+		}
+		next(w, r, params)
+	}
 }
 
 // entityTag sets the ETag of a resource.
