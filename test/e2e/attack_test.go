@@ -82,6 +82,7 @@ func TestAttacks(t *testing.T) {
 	t.Run("slow", func(t *testing.T) { slow.check(t) })
 
 	d.evening(t)
+	d.mail(t)
 	t.Run("secrets", func(t *testing.T) { d.checkSecrets(t) })
 }
 

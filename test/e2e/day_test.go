@@ -6,10 +6,13 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"filippo.io/age"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/test/harness"
@@ -130,7 +133,7 @@ func (d *day) evening(t *testing.T) {
 	t.Helper()
 	stop(t, d.Process)
 	first := d.Output()
-	d.args = append(d.args, "--kek-url", d.kek2, "--kek-url-previous", d.in.kek, "--allow-key-export")
+	d.args = append(d.args, "--kek-url", d.kek2, "--kek-url-previous", d.in.kek, "--allow-key-export", "--allow-key-fetch", "mx1")
 	d.launch(t)
 	d.waitReady(t)
 	d.ctl(t, "kek", "rotate")
@@ -155,6 +158,71 @@ func (d *day) evening(t *testing.T) {
 			t.Errorf("exported %.40s…", got.body)
 		}
 	}
+}
+
+// mail has dkimd sign, and reads private keys to sign with, through each face that
+// signers have.
+func (d *day) mail(t *testing.T) {
+	t.Helper()
+	signer := d.attacker(t, "signer")
+	d.must(t, signer, "POST", "/v1/signers:register", "{}")
+	resolved := &dkimv1.ResolveSigningKeysResponse{}
+	harness.Eventually(t, startLimit, "a key that signs", func() error {
+		got := signer.do(t, "GET", "/v1/brands/acme/domains/own.example:resolveSigningKeys", "")
+		if err := protojson.Unmarshal([]byte(got.body), resolved); err != nil || len(resolved.GetKeys()) == 0 {
+			return fmt.Errorf("%v: %w", got, err)
+		}
+		return nil
+	})
+	var names []string
+	digests := &dkimv1.SignRequest{}
+	for _, k := range resolved.GetKeys() {
+		names = append(names, k.GetKey())
+		digests.Digests = append(digests.Digests, &dkimv1.SignRequest_Digest{Key: k.GetKey(), Digest: make([]byte, 32)})
+	}
+	body := func(m proto.Message) string {
+		text, err := protojson.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	signed := &dkimv1.SignResponse{}
+	if err := protojson.Unmarshal([]byte(d.must(t, signer, "POST", "/v1/signers:sign", body(digests)).body), signed); err != nil {
+		t.Fatal(err)
+	}
+	fetched := &dkimv1.FetchPrivateKeysResponse{}
+	if err := protojson.Unmarshal([]byte(d.must(t, signer, "POST", "/v1/signers:fetchPrivateKeys", body(&dkimv1.FetchPrivateKeysRequest{Keys: names})).body), fetched); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range names {
+		if len(signed.GetResults()[i].GetSignature()) == 0 || len(fetched.GetResults()[i].GetPrivateKey()) == 0 {
+			t.Errorf("%s: signed %v, fetched %v", name, signed.GetResults()[i].GetError(), fetched.GetResults()[i].GetError())
+		}
+	}
+	token := func(r *http.Request) {
+		_, credential, _ := strings.Cut(d.good["signer"], " ")
+		r.Header.Del("Authorization")
+		r.Header.Set("X-Vault-Token", credential)
+	}
+	for _, path := range []string{"/vault/v1/dkim/own.example", "/vault/v1/dkim/data/own.example"} {
+		if got := signer.do(t, "GET", path, "", token); !strings.Contains(got.body, "PRIVATE KEY") {
+			t.Errorf("%s: status %d without a private key", path, got.status)
+		}
+	}
+}
+
+// backup writes a backup, which has everything in it, and returns what the file
+// holds.
+func (d *day) backup(t *testing.T) []byte {
+	t.Helper()
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "dkim.backup")
+	d.ctl(t, "backup", file, "--recipient", id.Recipient().String())
+	return []byte(readFile(t, file))
 }
 
 // checkSecrets looks for all that was secret in the course of the day.
@@ -184,6 +252,7 @@ func (d *day) checkSecrets(t *testing.T) {
 	places := d.in.places(t, d.root)
 	places["earlier output of dkimd"] = []byte(d.earlier)
 	places["audit log"] = []byte(readFile(t, d.audit))
+	places["backup"] = d.backup(t)
 	d.secrets.checkAbsent(t, places)
 	for place, has := range map[string]string{
 		"audit log": "ExportPrivateKey", "earlier output of dkimd": "credentials refused",
