@@ -21,8 +21,10 @@ type resolved struct {
 	err      error // ErrUnknownDomain, remembered for a while
 }
 
-// unknownFor is how long it is remembered that nobody has a domain.
-const unknownFor = 30 * time.Second
+// nothingFor is how long it is remembered that nobody has a domain, or that it has no
+// key of its own that signs: mail of a domain that has just got one should not wait for
+// long to be signed.
+const nothingFor = 10 * time.Second
 
 // cache has the answers for the domains that were asked for last.
 type cache struct {
@@ -132,11 +134,7 @@ func (c *Client) ask(ctx context.Context, name string) (*resolved, error) {
 func (c *Client) question(e *cached, asking chan struct{}) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.o.Timeout)
 	defer cancel()
-	brand := c.o.Brand
-	if brand == "" {
-		brand = "-"
-	}
-	resp, err := c.api.ResolveSigningKeys(ctx, &dkimv1.ResolveSigningKeysRequest{Name: "brands/" + brand + "/domains/" + e.name})
+	resp, err := c.api.ResolveSigningKeys(ctx, &dkimv1.ResolveSigningKeysRequest{Name: c.resource(e.name)})
 	err = failure(err)
 	now := c.now()
 	c.cache.mu.Lock()
@@ -145,12 +143,15 @@ func (c *Client) question(e *cached, asking chan struct{}) {
 	switch {
 	case err == nil:
 		refresh := resp.GetRefreshDuration().AsDuration()
+		if len(resp.GetKeys()) == 0 || resp.GetFallback() {
+			refresh = min(refresh, nothingFor)
+		}
 		e.answer = &resolved{
 			keys: resp.GetKeys(), fallback: resp.GetFallback(), reason: resp.GetReason(),
 			refresh: now.Add(refresh*4/5 + rand.N(refresh/5+1)), until: now.Add(resp.GetHoldDuration().AsDuration()),
 		}
 	case errors.Is(err, ErrUnknownDomain):
-		e.answer, e.err = &resolved{err: err, refresh: now.Add(unknownFor), until: now.Add(unknownFor)}, nil
+		e.answer, e.err = &resolved{err: err, refresh: now.Add(nothingFor), until: now.Add(nothingFor)}, nil
 	case errors.Is(err, ErrRefused):
 		e.answer = nil
 	}

@@ -34,6 +34,7 @@ type dkimd struct {
 	keys     map[string]crypto.Signer // by name
 	active   map[string][]*dkimv1.SigningKey
 	standby  map[string][]*dkimv1.SigningKey
+	fallback map[string]bool // by domain
 	down     bool
 	hold     time.Duration
 	refresh  time.Duration
@@ -48,11 +49,8 @@ type dkimd struct {
 
 func newDkimd(t *testing.T) *dkimd {
 	t.Helper()
-	d := &dkimd{
-		keys: make(map[string]crypto.Signer), active: make(map[string][]*dkimv1.SigningKey), standby: make(map[string][]*dkimv1.SigningKey),
-		hold: time.Hour, refresh: time.Hour, calls: make(map[string]int), changed: make(chan struct{}), reported: make(chan struct{}, 1000),
-		listener: bufconn.Listen(1 << 20),
-	}
+	d := &dkimd{listener: bufconn.Listen(1 << 20)}
+	d.reset()
 	server := grpc.NewServer()
 	dkimv1.RegisterSignerServer(server, d)
 	done := make(chan struct{})
@@ -63,6 +61,13 @@ func newDkimd(t *testing.T) *dkimd {
 	t.Cleanup(func() { server.Stop(); <-done })
 	d.rotate(t, "brands/acme/domains/acme.keys.example.net", "default1")
 	return d
+}
+
+// reset gives it no keys and no callers.
+func (d *dkimd) reset() {
+	d.keys, d.active, d.standby = make(map[string]crypto.Signer), make(map[string][]*dkimv1.SigningKey), make(map[string][]*dkimv1.SigningKey)
+	d.fallback, d.hold, d.refresh = make(map[string]bool), time.Hour, time.Hour
+	d.calls, d.changed, d.reported = make(map[string]int), make(chan struct{}), make(chan struct{}, 1000)
 }
 
 // client is a Client of it.
@@ -176,7 +181,7 @@ func (d *dkimd) ResolveSigningKeys(_ context.Context, req *dkimv1.ResolveSigning
 		return nil, rejection(codes.NotFound, "DOMAIN_NOT_FOUND")
 	}
 	return &dkimv1.ResolveSigningKeysResponse{
-		Keys: keys, Reason: "OWN_KEY", RefreshDuration: durationpb.New(d.refresh), HoldDuration: durationpb.New(d.hold),
+		Keys: keys, Fallback: d.fallback[bare], Reason: "OWN_KEY", RefreshDuration: durationpb.New(d.refresh), HoldDuration: durationpb.New(d.hold),
 	}, nil
 }
 

@@ -8,17 +8,23 @@ import (
 	"io/fs"
 	stdlog "log" //nolint:depguard // to turn the library's lines into ours
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/spf13/cobra"
 
 	"github.com/dkimzone/dkimzone/internal/coredump"
 	"github.com/dkimzone/dkimzone/internal/milter"
 	"github.com/dkimzone/dkimzone/internal/pki"
+	"github.com/dkimzone/dkimzone/internal/telemetry"
 	"github.com/dkimzone/dkimzone/signer"
 )
 
@@ -26,6 +32,8 @@ import (
 type Milter struct {
 	// Listen is "host:port" or "unix:/path".
 	Listen string
+	// Metrics is "host:port", "" for none.
+	Metrics string
 	// Dkimd are the gRPC addresses of dkimd.
 	Dkimd []string
 	// CAFile, and CertFile with KeyFile or TokenFile, are for the connection to them.
@@ -40,6 +48,9 @@ type Milter struct {
 	OnTrouble string
 	// InternalHosts are addresses or CIDRs.
 	InternalHosts []string
+	// LongLines is "broken", "unsigned" or "whole", and LineLimit when a line is long.
+	LongLines string
+	LineLimit int
 	// SignHeaders and OversignHeaders are names of header fields.
 	SignHeaders, OversignHeaders []string
 	// Timeout is how long signing a message may take.
@@ -74,6 +85,7 @@ address. It connects to dkimd as a signer, with a certificate or a token of that
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Listen, "listen", "127.0.0.1:8891", "`address` for the mail server: host:port, or unix:/path")
+	f.StringVar(&o.Metrics, "metrics-listen", "127.0.0.1:8892", "`address` of /metrics, /healthz and /readyz, plain HTTP; \"\" for none")
 	f.StringSliceVar(&o.Dkimd, "dkimd", nil, "gRPC `address` of a dkimd, host:port; repeat for each")
 	f.StringVar(&o.CAFile, "tls-ca", "", "`file` with the CA of dkimd's certificate")
 	f.StringVar(&o.CertFile, "tls-cert", "", "`file` with a certificate of role signer; read again when it changes")
@@ -87,6 +99,8 @@ address. It connects to dkimd as a signer, with a certificate or a token of that
 	f.StringSliceVar(&o.InternalHosts, "internal-host", []string{"127.0.0.0/8", "::1/128"}, "address or `CIDR` of SMTP clients whose mail is signed without authentication; repeat for each")
 	f.StringSliceVar(&o.SignHeaders, "sign-header", milter.SignHeaders, "`name` of a header field to sign if it is there; repeat for each")
 	f.StringSliceVar(&o.OversignHeaders, "oversign-header", []string{"from"}, "`name` of a header field that nobody may add to a signed message; repeat for each; From always is one")
+	f.StringVar(&o.LongLines, "long-lines", string(milter.Broken), "how mail is signed that has lines over --line-limit: broken, as Postfix sends them; unsigned; or whole, as they are; `way`")
+	f.IntVar(&o.LineLimit, "line-limit", 998, "`octets` after which the mail server breaks a line that it sends")
 	f.DurationVar(&o.Timeout, "timeout", 10*time.Second, "how long signing a message may take")
 	logs.add(f)
 	return cmd
@@ -111,13 +125,21 @@ func (o *Milter) Run(ctx context.Context) error {
 			o.Logger.WarnContext(ctx, "last report of use failed", slog.Any("error", err))
 		}
 	}()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	server, err := milter.New(milter.Options{
 		Client: client, InternalHosts: hosts, SignHeaders: o.SignHeaders, OversignHeaders: o.OversignHeaders,
-		OnTrouble: milter.Trouble(o.OnTrouble), Timeout: o.Timeout, Logger: o.Logger,
+		OnTrouble: milter.Trouble(o.OnTrouble), LongLines: milter.LongLines(o.LongLines), LineLimit: o.LineLimit,
+		Timeout: o.Timeout, Logger: o.Logger, Metrics: registry,
 	})
 	if err != nil {
 		return err
 	}
+	stopMetrics, err := o.serveMetrics(client, registry)
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
 	// The library has no other way to say what is wrong with a connection.
 	stdlog.SetFlags(0)
 	stdlog.SetOutput(slog.NewLogLogger(o.Logger.Handler(), slog.LevelWarn).Writer())
@@ -135,8 +157,42 @@ func (o *Milter) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o.Logger.InfoContext(ctx, "milter ready", slog.String("address", ln.Addr().String()), slog.String("mode", o.Mode))
+	o.Logger.InfoContext(ctx, "milter ready", slog.String("address", ln.Addr().String()), slog.String("mode", o.Mode), slog.String("metrics", o.Metrics))
 	return server.Serve(ctx, ln)
+}
+
+// serveMetrics serves metrics and health until the returned function is called.
+func (o *Milter) serveMetrics(client *signer.Client, registry *prometheus.Registry) (stop func(), err error) {
+	if o.Metrics == "" {
+		return func() {}, nil
+	}
+	if o.Mode == "local" {
+		promauto.With(registry).NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "dkimd", Subsystem: "milter", Name: "keys_age_seconds",
+			Help: "Time since what signs was last known to be what dkimd says; infinite before it was.",
+		}, func() float64 {
+			at := client.Confirmed()
+			if at.IsZero() {
+				return math.Inf(1)
+			}
+			return time.Since(at).Seconds()
+		})
+	}
+	ln, err := net.Listen("tcp", o.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics-listen: %w", err)
+	}
+	server := telemetry.NewServer(registry, []telemetry.Check{{Name: "signing", Func: client.Check}}, o.Logger)
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := serving("metrics", server.Serve(ln)); err != nil {
+			o.Logger.Error("metrics are not served", slog.Any("error", err))
+		}
+	})
+	return func() {
+		_ = server.Close() // who asks may ask again
+		running.Wait()
+	}, nil
 }
 
 func (o *Milter) signerOptions() (signer.Options, error) {

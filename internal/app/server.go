@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -90,7 +91,7 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
-	s.metrics = telemetry.NewServer(s.checks, logger)
+	s.metrics = telemetry.NewServer(prometheus.DefaultGatherer, s.checks, logger)
 	if bound.disclosure != nil {
 		s.disclosure = newDisclosureServer(b.store, logger)
 	}

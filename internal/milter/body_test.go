@@ -53,7 +53,7 @@ func TestBodyHash(t *testing.T) {
 		bodies = append(bodies, b.String())
 	}
 	for _, body := range bodies {
-		h := newBodyHash()
+		h := newBodyHash(998, false)
 		for rest := []byte(body); len(rest) > 0; {
 			n := 1 + rng.IntN(min(len(rest), 7000))
 			if _, err := h.Write(rest[:n]); err != nil {
@@ -71,13 +71,32 @@ func TestBodyHash(t *testing.T) {
 func TestBodyBareCR(t *testing.T) {
 	t.Parallel()
 	for body, canonical := range map[string]string{"a\rb\r\n": "a\rb\r\n", "a\r": "a\r\r\n", "a \r\r\n": "a \r\r\n", "\r": "\r\r\n"} {
-		h := newBodyHash()
+		h := newBodyHash(998, false)
 		for _, c := range []byte(body) {
 			if _, err := h.Write([]byte{c}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if want := sha256.Sum256([]byte(canonical)); !bytes.Equal(h.sum(), want[:]) {
+			t.Errorf("%q is not hashed as %q", body, canonical)
+		}
+	}
+}
+
+// A bare CR counts as an octet of its line.
+func TestBrokenAtBareCR(t *testing.T) {
+	t.Parallel()
+	for body, canonical := range map[string]string{
+		"abcdefgh\ri\r\n": "abcdefgh\r\n \ri\r\n", "abcdefg\rhi\r\n": "abcdefg\r\r\n hi\r\n",
+		"abcdefgh\r": "abcdefgh\r\n \r\r\n", "abcdefgh\r\n": "abcdefgh\r\n", "abcdefghijklmnop\n": "abcdefgh\r\n ijklmno\r\n p\r\n",
+	} {
+		h := newBodyHash(8, true)
+		for _, c := range []byte(body) {
+			if _, err := h.Write([]byte{c}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if want := sha256.Sum256([]byte(canonical)); !bytes.Equal(h.sum(), want[:]) || h.long != (body != "abcdefgh\r\n") {
 			t.Errorf("%q is not hashed as %q", body, canonical)
 		}
 	}
@@ -90,21 +109,21 @@ func TestSenderDomain(t *testing.T) {
 		fields []field
 		want   string // "" for none
 	}{
-		{"plain", []field{{"subject", "x"}, {"from", "joe@Example.ORG"}}, "example.org"},
-		{"named", []field{{"from", `"Joe, the @ first" <joe@example.org>`}}, "example.org"},
-		{"folded", []field{{"from", "Joe\n\t<joe@example.org>"}}, "example.org"},
-		{"name in an unknown charset", []field{{"from", "=?x-odd?Q?Jo=E9?= <joe@example.org>"}}, "example.org"},
-		{"name that should be quoted", []field{{"from", "Joe [sales], Ltd: <joe@example.org>"}}, "example.org"},
-		{"name with an address, not quoted", []field{{"from", "joe@bank.example <joe@example.org>"}}, ""},
-		{"Unicode domain", []field{{"from", "joe@bücher.example"}}, "xn--bcher-kva.example"},
-		{"two of one domain", []field{{"from", "a@example.org, b@EXAMPLE.org"}}, "example.org"},
-		{"two domains", []field{{"from", "a@example.org, b@example.com"}}, ""},
-		{"two fields", []field{{"from", "a@example.org"}, {"from", "a@example.org"}}, ""},
-		{"none", []field{{"to", "a@example.org"}}, ""},
-		{"empty", []field{{"from", ""}}, ""},
-		{"no domain", []field{{"from", "joe"}}, ""},
-		{"address literal", []field{{"from", "joe@[192.0.2.1]"}}, ""},
-		{"nothing after the address", []field{{"from", "Joe: [x] <joe@example.org> (of bank.example)"}}, ""},
+		{"plain", []field{{name: "subject", value: "x"}, {name: "from", value: "joe@Example.ORG"}}, "example.org"},
+		{"named", []field{{name: "from", value: `"Joe, the @ first" <joe@example.org>`}}, "example.org"},
+		{"folded", []field{{name: "from", value: "Joe\n\t<joe@example.org>"}}, "example.org"},
+		{"name in an unknown charset", []field{{name: "from", value: "=?x-odd?Q?Jo=E9?= <joe@example.org>"}}, "example.org"},
+		{"name that should be quoted", []field{{name: "from", value: "Joe [sales], Ltd: <joe@example.org>"}}, "example.org"},
+		{"name with an address, not quoted", []field{{name: "from", value: "joe@bank.example <joe@example.org>"}}, ""},
+		{"Unicode domain", []field{{name: "from", value: "joe@bücher.example"}}, "xn--bcher-kva.example"},
+		{"two of one domain", []field{{name: "from", value: "a@example.org, b@EXAMPLE.org"}}, "example.org"},
+		{"two domains", []field{{name: "from", value: "a@example.org, b@example.com"}}, ""},
+		{"two fields", []field{{name: "from", value: "a@example.org"}, {name: "from", value: "a@example.org"}}, ""},
+		{"none", []field{{name: "to", value: "a@example.org"}}, ""},
+		{"empty", []field{{name: "from", value: ""}}, ""},
+		{"no domain", []field{{name: "from", value: "joe"}}, ""},
+		{"address literal", []field{{name: "from", value: "joe@[192.0.2.1]"}}, ""},
+		{"nothing after the address", []field{{name: "from", value: "Joe: [x] <joe@example.org> (of bank.example)"}}, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	gomilter "github.com/emersion/go-milter"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/dkimzone/dkimzone/signer"
 )
@@ -31,6 +32,21 @@ type Trouble string
 const (
 	TempFail Trouble = "tempfail" // the sender tries again later
 	Accept   Trouble = "accept"   // it goes out unsigned
+)
+
+// LongLines says what becomes of a message with lines over LineLimit. No mail server
+// sends those as they are: RFC 5321 has no room for them.
+type LongLines string
+
+// The kinds of LongLines.
+const (
+	// Broken signs the message as Postfix sends it: with a line ending and a space after
+	// each LineLimit octets of a line.
+	Broken LongLines = "broken"
+	// Unsigned lets it go out unsigned.
+	Unsigned LongLines = "unsigned"
+	// Whole signs it as it is, for a mail server that does not break lines.
+	Whole LongLines = "whole"
 )
 
 // SignHeaders are the fields that are signed by default.
@@ -54,6 +70,11 @@ type Options struct {
 	OversignHeaders []string
 	// OnTrouble is TempFail by default.
 	OnTrouble Trouble
+	// LongLines is Broken by default.
+	LongLines LongLines
+	// LineLimit is how many octets a line may have, without its ending. Default 998
+	// (RFC 5321 §4.5.3.1.6, and smtp_line_length_limit of Postfix).
+	LineLimit int
 	// Timeout is how long signing a message may take. Default 10 s.
 	Timeout time.Duration
 	// Grace is how long Serve waits for messages that are being told when it is to end.
@@ -63,12 +84,15 @@ type Options struct {
 	Now func() time.Time
 	// Logger is told of each message. Default: nobody.
 	Logger *slog.Logger
+	// Metrics is where to register metrics. Default: nowhere.
+	Metrics prometheus.Registerer
 }
 
 // Server is a milter. It is safe for concurrent use.
 type Server struct {
 	Options
-	signs map[string]bool
+	signs   map[string]bool
+	metrics *metrics
 
 	mu    sync.Mutex
 	conns map[*conn]bool // whether a message is being told
@@ -86,6 +110,18 @@ func New(o Options) (*Server, error) {
 	}
 	if o.OnTrouble != TempFail && o.OnTrouble != Accept {
 		return nil, fmt.Errorf("milter: trouble is answered with %q or %q, not %q", TempFail, Accept, o.OnTrouble)
+	}
+	if o.LongLines == "" {
+		o.LongLines = Broken
+	}
+	if !slices.Contains([]LongLines{Broken, Unsigned, Whole}, o.LongLines) {
+		return nil, fmt.Errorf("milter: long lines are %q, %q or %q, not %q", Broken, Unsigned, Whole, o.LongLines)
+	}
+	if o.LineLimit == 0 {
+		o.LineLimit = 998
+	}
+	if o.LineLimit < minLineLimit {
+		return nil, fmt.Errorf("milter: a line limit of %d is too short for our own lines; it must be %d at least", o.LineLimit, minLineLimit)
 	}
 	if o.SignHeaders == nil {
 		o.SignHeaders = SignHeaders
@@ -118,8 +154,12 @@ func New(o Options) (*Server, error) {
 			return nil, fmt.Errorf("milter: %s is not among the header fields to sign", name)
 		}
 	}
+	s.metrics = newMetrics(o.Metrics)
 	return s, nil
 }
+
+// minLineLimit is more than what signatures have in a line.
+const minLineLimit = 80
 
 // fieldNames are names of header fields in lower case, each once.
 func fieldNames(names []string) ([]string, error) {
@@ -211,6 +251,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			defer l.server.mu.Unlock()
 			l.server.conns[l.last] = false
 			l.server.done.Add(1)
+			l.server.metrics.connections.Inc()
 			return l.last, nil
 		}
 		if errors.Is(err, net.ErrClosed) {
@@ -265,6 +306,7 @@ func (c *conn) Close() error {
 		c.server.mu.Lock()
 		delete(c.server.conns, c)
 		c.server.mu.Unlock()
+		c.server.metrics.connections.Dec()
 		c.server.told()
 		c.server.done.Done()
 	})

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/textproto"
 	"strings"
+	"time"
 
 	gomilter "github.com/emersion/go-milter"
 
@@ -46,11 +47,18 @@ var (
 	tempFail = keep{gomilter.NewResponseStr('y', "451 4.7.0 Message cannot be signed now, try again later\x00")}
 )
 
+// unsigned is the reply to a message that is not to be signed.
+func (s *session) unsigned(reason string) gomilter.Response {
+	s.metrics.messages.WithLabelValues(unsigned, reason).Inc()
+	return pass
+}
+
 // trouble is the reply when a message cannot be signed that should be.
 func (s *session) trouble() gomilter.Response {
 	if s.OnTrouble == Accept {
-		return pass
+		return s.unsigned(failed)
 	}
+	s.metrics.messages.WithLabelValues(tempFailed, failed).Inc()
 	return tempFail
 }
 
@@ -75,10 +83,10 @@ func (s *session) MailFrom(_ string, m *gomilter.Modifier) (gomilter.Response, e
 	s.reset()
 	s.sign = s.internal || m.Macros["{auth_authen}"] != "" || m.Macros["auth_authen"] != ""
 	if !s.sign {
-		return pass, nil
+		return s.unsigned(notInternal), nil
 	}
 	s.conn.setBusy(true)
-	s.body = newBodyHash()
+	s.body = newBodyHash(s.LineLimit, s.LongLines == Broken)
 	return gomilter.RespContinue, nil
 }
 
@@ -89,11 +97,12 @@ func (s *session) RcptTo(string, *gomilter.Modifier) (gomilter.Response, error) 
 
 // Header implements gomilter.Milter.
 func (s *session) Header(name, value string, _ *gomilter.Modifier) (gomilter.Response, error) {
-	name = strings.ToLower(strings.TrimRight(name, " \t"))
-	if s.sign && s.signs[name] {
+	lower := strings.ToLower(strings.TrimRight(name, " \t"))
+	if s.sign && s.signs[lower] {
 		s.size += len(name) + len(value)
 		if s.size <= maxHeader {
-			s.fields = append(s.fields, field{name, value})
+			// The space after the colon is there mostly, and the mail server does not tell.
+			s.fields = append(s.fields, field{name: lower, value: value, indent: len(name) + len(": ")})
 		}
 	}
 	return gomilter.RespContinue, nil
@@ -122,19 +131,71 @@ func (s *session) Body(m *gomilter.Modifier) (gomilter.Response, error) {
 	logger := s.Logger.With(slog.String("queue_id", queueID))
 	if s.size > maxHeader {
 		logger.Warn("not signed: its header is too long", slog.Int("octets", s.size))
-		return pass, nil
+		return s.unsigned(longHeader), nil
 	}
 	domain, err := senderDomain(s.fields)
 	if err != nil {
 		logger.Info("not signed: no domain to sign for", slog.Any("reason", err))
-		return pass, nil
+		return s.unsigned(noSender), nil
 	}
 	logger = logger.With(slog.String("domain", domain))
+	body := s.body.sum()
+	long := s.breakFields() || s.body.long
+	if long {
+		s.metrics.longLines.Inc()
+		logger = logger.With(slog.Bool("long_lines", true))
+	}
+	if long && s.LongLines == Unsigned {
+		logger.Warn("not signed: a line of it is too long", slog.Int("limit", s.LineLimit))
+		return s.unsigned(longLines), nil
+	}
+	begin := time.Now()
+	values, answer, err := s.signatures(domain, body)
+	switch {
+	case errors.Is(err, signer.ErrUnknownDomain):
+		logger.Info("not signed: nobody has the domain")
+		return s.unsigned(unknownDomain), nil
+	case err == nil && len(values) == 0:
+		logger.Warn("not signed: the domain has no key that signs", slog.String("reason", answer.Reason))
+		return s.unsigned(noKey), nil
+	}
+	s.metrics.seconds.Observe(time.Since(begin).Seconds())
+	if err != nil {
+		logger.Error("cannot sign", slog.Any("error", err), slog.String("on_trouble", string(s.OnTrouble)))
+		return s.trouble(), nil
+	}
+	for i, v := range values {
+		if err := m.InsertHeader(0, "DKIM-Signature", v); err != nil {
+			return nil, err
+		}
+		k := answer.Keys[i]
+		s.metrics.signatures.WithLabelValues(k.Algorithm()).Inc()
+		logger.Info("signed", slog.String("d", k.Domain), slog.String("s", k.Selector))
+	}
+	s.metrics.messages.WithLabelValues(signed, "").Inc()
+	return pass, nil
+}
+
+// breakFields breaks the long lines of the fields, if that is to be done, and reports
+// whether there are any.
+func (s *session) breakFields() (long bool) {
+	for i, f := range s.fields {
+		if !f.long(s.LineLimit) {
+			continue
+		}
+		long = true
+		if s.LongLines == Broken {
+			s.fields[i].value = f.broken(s.LineLimit)
+		}
+	}
+	return long
+}
+
+// signatures are the values of DKIM-Signature for the message, one for each key of the answer.
+func (s *session) signatures(domain string, body []byte) (values []string, answer signer.Answer, err error) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.Timeout)
 	defer cancel()
-	msg := message{fields: s.fields, names: signedNames(s.fields, s.SignHeaders, s.OversignHeaders), body: s.body.sum()}
-	var values []string
-	var answer signer.Answer
+	msg := message{fields: s.fields, names: signedNames(s.fields, s.SignHeaders, s.OversignHeaders), body: body}
 	err = s.Client.Sign(ctx, domain, func(a signer.Answer) error {
 		values, answer = nil, a
 		for _, k := range a.Keys {
@@ -146,24 +207,7 @@ func (s *session) Body(m *gomilter.Modifier) (gomilter.Response, error) {
 		}
 		return nil
 	})
-	switch {
-	case errors.Is(err, signer.ErrUnknownDomain):
-		logger.Info("not signed: nobody has the domain")
-		return pass, nil
-	case err != nil:
-		logger.Error("cannot sign", slog.Any("error", err), slog.String("on_trouble", string(s.OnTrouble)))
-		return s.trouble(), nil
-	case len(values) == 0:
-		logger.Warn("not signed: the domain has no key that signs", slog.String("reason", answer.Reason))
-		return pass, nil
-	}
-	for i, v := range values {
-		if err := m.InsertHeader(0, "DKIM-Signature", v); err != nil {
-			return nil, err
-		}
-		logger.Info("signed", slog.String("d", answer.Keys[i].Domain), slog.String("s", answer.Keys[i].Selector))
-	}
-	return pass, nil
+	return values, answer, err
 }
 
 // Abort implements gomilter.Milter.

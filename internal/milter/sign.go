@@ -15,7 +15,43 @@ import (
 )
 
 // field is a header field of a message, as the mail server told it.
-type field struct{ name, value string }
+type field struct {
+	name, value string
+	indent      int // octets before the value in its first line
+}
+
+// long reports whether a line of the field has more than limit octets.
+func (f field) long(limit int) bool {
+	at := f.indent
+	for line := range strings.SplitSeq(f.value, "\n") {
+		if at+len(strings.TrimSuffix(line, "\r")) > limit {
+			return true
+		}
+		at = 0
+	}
+	return false
+}
+
+// broken is the value of the field with a line ending and a space after each limit
+// octets of a line.
+func (f field) broken(limit int) string {
+	var b strings.Builder
+	at := f.indent
+	for i, c := range []byte(f.value) {
+		switch {
+		case c == '\n':
+			at = -1
+		case c == '\r' && strings.HasPrefix(f.value[i+1:], "\n"):
+			at--
+		case at == limit:
+			b.WriteString("\n ")
+			at = 1
+		}
+		b.WriteByte(c)
+		at++
+	}
+	return b.String()
+}
 
 // signedNames are the names of h=, with each field that is there and one more of
 // those that nobody may add.

@@ -61,12 +61,11 @@ func NewHandler(gatherer prometheus.Gatherer, checks []Check, logger *slog.Logge
 	return mux
 }
 
-// NewServer returns a server of [NewHandler] for the process's own metrics,
-// with limits on slow clients. It is for plain HTTP on an address that only
+// NewServer returns a server of [NewHandler] with limits on slow clients. It is for plain HTTP on an address that only
 // operators reach. The caller serves and shuts it down.
-func NewServer(checks []Check, logger *slog.Logger) *http.Server {
+func NewServer(gatherer prometheus.Gatherer, checks []Check, logger *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           NewHandler(prometheus.DefaultGatherer, checks, logger),
+		Handler:           NewHandler(gatherer, checks, logger),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,

@@ -129,7 +129,7 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestNewServer(t *testing.T) {
-	s := telemetry.NewServer([]telemetry.Check{{"etcd", fails("gone")}}, discard)
+	s := telemetry.NewServer(prometheus.DefaultGatherer, []telemetry.Check{{"etcd", fails("gone")}}, discard)
 	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.WriteTimeout <= 4*time.Second || s.IdleTimeout <= 0 || s.MaxHeaderBytes <= 0 {
 		t.Errorf("server lacks a limit: %+v", s)
 	}

@@ -3,6 +3,8 @@ package e2e_test
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -33,7 +35,7 @@ func newSigning(t *testing.T) *standalone {
 	}
 	tlsConfig := tlsConfig(t, s.signerCert(t, "mx1"))
 	harness.Eventually(t, time.Minute, "the default key signs", func() error {
-		c, err := signer.New(signer.Options{Addresses: []string{s.grpc}, TLS: tlsConfig, Brand: "acme"}) // another remembers for minutes
+		c, err := signer.New(signer.Options{Addresses: []string{s.grpc}, TLS: tlsConfig, Brand: "acme"}) // another remembers for seconds
 		if err != nil {
 			return err
 		}
@@ -44,12 +46,16 @@ func newSigning(t *testing.T) *standalone {
 	return s
 }
 
+// certFlags are for a program that shows a certificate.
+func certFlags(c harness.Cert) []string {
+	return []string{"--tls-ca", c.CA, "--tls-cert", c.Cert, "--tls-key", c.Key}
+}
+
 // startMilter starts dkimd milter for brand acme.
-func (s *standalone) startMilter(t *testing.T, listen string, cert harness.Cert, flags ...string) *harness.Process {
+func (s *standalone) startMilter(t *testing.T, listen, metrics string, flags ...string) *harness.Process {
 	t.Helper()
 	p := harness.Start(t, "dkimd milter", harness.Dkimd, nil, append([]string{
-		"milter", "--listen", listen, "--dkimd", s.grpc, "--brand", "acme",
-		"--tls-ca", cert.CA, "--tls-cert", cert.Cert, "--tls-key", cert.Key,
+		"milter", "--listen", listen, "--metrics-listen", metrics, "--dkimd", s.grpc, "--brand", "acme",
 	}, flags...)...)
 	harness.Eventually(t, startLimit, "the milter listens", func() error {
 		if err := p.Running(); err != nil {
@@ -104,24 +110,37 @@ func filtered(network, address string) (string, error) {
 	return text, nil
 }
 
-// dkimd milter signs with keys in dkimd and with
-// private keys that it is handed out, at a port and at a Unix socket.
+// dkimd milter signs with keys in dkimd and with private keys that it is handed out,
+// with a certificate and with a token, at a port and at a Unix socket.
 func TestMilter(t *testing.T) {
 	t.Parallel()
 	s := newSigning(t)
-	cert := s.signerCert(t, "mx1")
-	socket := filepath.Join(t.TempDir(), "milter.sock")
-	port := harness.Addr(t)
+	cert := certFlags(s.signerCert(t, "mx1"))
+	var made dkimv1.Token
+	s.read(t, &made, "token", "create", "--role", "signer", "--subject", "mx1")
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte(made.GetSecret()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	token := []string{"--tls-ca", s.admin().CA, "--token-file", file}
 	for _, tt := range []struct {
-		name, network, address, listen string
-		flags                          []string
+		name  string
+		flags []string
 	}{
-		{"remote", "tcp", port, port, nil},
-		{"local", "unix", socket, "unix:" + socket, []string{"--mode", "local"}},
+		{"remote", cert},
+		{"local", append([]string{"--mode", "local"}, cert...)},
+		{"remote, token", token},
+		{"local, token", append([]string{"--mode", "local"}, token...)},
 	} {
-		p := s.startMilter(t, tt.listen, cert, tt.flags...)
+		network, address, listen := "tcp", harness.Addr(t), ""
+		if listen = address; strings.HasPrefix(tt.name, "local") {
+			network, address = "unix", filepath.Join(t.TempDir(), "milter.sock")
+			listen = "unix:" + address
+		}
+		metrics := harness.Addr(t)
+		p := s.startMilter(t, listen, metrics, tt.flags...)
 		harness.Eventually(t, time.Minute, tt.name+" signs", func() error {
-			text, err := filtered(tt.network, tt.address)
+			text, err := filtered(network, address)
 			if err != nil {
 				return fmt.Errorf("%w: %s", err, p.Output())
 			}
@@ -131,8 +150,35 @@ func TestMilter(t *testing.T) {
 			}
 			return nil
 		})
+		if status, body, _ := get(t, "http://"+metrics+"/readyz"); status != 200 || body != "signing: ok\n" {
+			t.Errorf("%s: /readyz says %d %q", tt.name, status, body)
+		}
+		_, body, _ := get(t, "http://"+metrics+"/metrics")
+		if !strings.Contains(body, "\n"+`dkimd_milter_messages_total{outcome="signed",reason=""} 1`+"\n") ||
+			strings.Contains(body, "\ndkimd_milter_keys_age_seconds ") != (network == "unix") || strings.Contains(body, made.GetSecret()) {
+			t.Errorf("%s: /metrics says\n%s", tt.name, body)
+		}
+		if strings.Contains(p.Output(), made.GetSecret()) {
+			t.Errorf("%s: the token is in the log", tt.name)
+		}
 		stop(t, p)
 	}
+
+	// Without dkimd it says that it cannot sign, and lives.
+	metrics := harness.Addr(t)
+	p := s.startMilter(t, harness.Addr(t), metrics, token...)
+	s.ctl(t, "token", "revoke", path.Base(made.GetName()), "--yes")
+	harness.Eventually(t, time.Minute, "it is refused", func() error {
+		status, body, _ := get(t, "http://"+metrics+"/readyz")
+		if status != 503 || !strings.Contains(body, "signing: signer: refused") {
+			return fmt.Errorf("/readyz says %d %q", status, body)
+		}
+		return nil
+	})
+	if status, _, _ := get(t, "http://"+metrics+"/healthz"); status != 200 {
+		t.Errorf("/healthz says %d", status)
+	}
+	stop(t, p)
 }
 
 // dkimd milter says what is wrong with its flags.

@@ -211,6 +211,23 @@ func submit(t *testing.T, addr string, before []string, texts ...string) (codes 
 	return codes
 }
 
+// messages are of all shapes.
+func messages() map[string]string {
+	from := "From: Joe <joe@spamtrap.dk>\r\nTo: Jane <jane@example.com>\r\n"
+	return map[string]string{
+		"plain":      mail,
+		"8 bit":      from + "Subject: gr\xfc\xdfe\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: 8bit\r\n\r\n\xe4\xf6\xfc\r\n",
+		"multipart":  from + "MIME-Version: 1.0\r\nContent-Type: multipart/mixed;\r\n boundary=x\r\n\r\n--x\r\n\r\na\r\n--x\r\nContent-Type: text/html\r\n\r\n<p>b\r\n--x--\r\n",
+		"empty body": from + "Subject: nothing\r\n\r\n",
+		"folded":     from + "Subject: a \r\n\t b\r\n   c\r\nReferences: " + strings.Repeat("<1234567890@example.org>\r\n ", 60) + "<2@example.org>\r\n\r\n.\r\n..\r\nHi \t\r\n\r\n\r\n",
+		"long lines": from + "Subject: long\r\n\r\n" + strings.Repeat(strings.Repeat("x y  ", 190)+"\r\n", 20),
+		"over 998":   from + "Subject: longer\r\n\r\n" + strings.Repeat("x y  ", 2000) + "\r\n" + strings.Repeat("0123456789", 1000) + "\r\n" + strings.Repeat("z", 999) + "\r\n",
+		"long field": from + "Subject: " + strings.Repeat("0123456789", 150) + "\r\nReferences: <1@example.org>\r\n <" + strings.Repeat("2", 1200) + "@example.org>\r\n\r\nHi.\r\n",
+		"fields":     "to: a@example.com\r\nFROM : joe@spamtrap.dk\r\nSubject:\r\nX-Other: 1\r\n\r\nHi.\r\n",
+		"10 MB":      from + "Subject: big\r\n\r\n" + strings.Repeat("The quick brown fox jumps over the lazy dog.\r\n", 10_000_000/46),
+	}
+}
+
 // Postfix of Debian has its mail signed by dkimd milter. What it then sends is
 // verified with what the name server serves.
 func TestPostfix(t *testing.T) {
@@ -223,22 +240,11 @@ func TestPostfix(t *testing.T) {
 	}
 	s := newSigning(t)
 	listen := harness.Addr(t)
-	milter := s.startMilter(t, listen, s.signerCert(t, "mx1"))
+	milter := s.startMilter(t, listen, "", certFlags(s.signerCert(t, "mx1"))...)
 	relay, mails := sink(t)
 	addr := startPostfix(t, listen, relay)
 
-	from := "From: Joe <joe@spamtrap.dk>\r\nTo: Jane <jane@example.com>\r\n"
-	texts := map[string]string{
-		"plain":      mail,
-		"8 bit":      from + "Subject: gr\xfc\xdfe\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: 8bit\r\n\r\n\xe4\xf6\xfc\r\n",
-		"multipart":  from + "MIME-Version: 1.0\r\nContent-Type: multipart/mixed;\r\n boundary=x\r\n\r\n--x\r\n\r\na\r\n--x\r\nContent-Type: text/html\r\n\r\n<p>b\r\n--x--\r\n",
-		"empty body": from + "Subject: nothing\r\n\r\n",
-		"folded":     from + "Subject: a \r\n\t b\r\n   c\r\nReferences: " + strings.Repeat("<1234567890@example.org>\r\n ", 60) + "<2@example.org>\r\n\r\n.\r\n..\r\nHi \t\r\n\r\n\r\n",
-		"long lines": from + "Subject: long\r\n\r\n" + strings.Repeat(strings.Repeat("x y  ", 190)+"\r\n", 20),
-		"fields":     "to: a@example.com\r\nFROM : joe@spamtrap.dk\r\nSubject:\r\nX-Other: 1\r\n\r\nHi.\r\n",
-		"10 MB":      from + "Subject: big\r\n\r\n" + strings.Repeat("The quick brown fox jumps over the lazy dog.\r\n", 10_000_000/46),
-	}
-	for name, text := range texts {
+	for name, text := range messages() {
 		// A second message in the session is signed as the first one.
 		for _, code := range submit(t, addr, nil, text, text) {
 			if code != 250 {
