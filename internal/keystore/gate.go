@@ -21,7 +21,7 @@ var ErrRestoring = fmt.Errorf("%w: a backup is being restored", ErrUnavailable)
 const gateValid = time.Second
 
 // Gated returns a Client on which, while a backup is being restored to what is
-// behind client, every call but Watch fails with ErrRestoring. For that it asks
+// behind client, every call but Watch and RequestProgress fails with ErrRestoring. For that it asks
 // once a second, while it is used.
 func Gated(client Client) Client { return &gate{client: client} }
 
@@ -72,6 +72,9 @@ func (g *gate) GetStream(ctx context.Context, key string, opts ...clientv3.OpOpt
 func (g *gate) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	return g.client.Watch(ctx, key, opts...)
 }
+
+// RequestProgress implements Client.
+func (g *gate) RequestProgress(ctx context.Context) error { return g.client.RequestProgress(ctx) }
 
 // Txn implements Client.
 func (g *gate) Txn(ctx context.Context) clientv3.Txn { return &gatedTxn{g.client.Txn(ctx), g, ctx} }

@@ -24,6 +24,8 @@ type Client interface {
 	Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error)
 	Txn(ctx context.Context) clientv3.Txn
 	Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan
+	// RequestProgress has the watches of ctx's stream say how far they are.
+	RequestProgress(ctx context.Context) error
 }
 
 // Errors that callers branch on. Others are failures of the store itself.

@@ -136,18 +136,8 @@ func (m *signingWatch) forward(ctx context.Context, prefix int, watch clientv3.W
 	}
 }
 
-// progresser is a Client that has a watch say how far it is. *clientv3.Client has
-// it.
-type progresser interface {
-	RequestProgress(ctx context.Context) error
-}
-
 // ask asks for the store's revision, and then how far the watches are.
 func (m *signingWatch) ask(ctx context.Context, interval time.Duration) {
-	p, ok := m.store.client.(progresser)
-	if !ok {
-		return
-	}
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
@@ -159,7 +149,7 @@ func (m *signingWatch) ask(ctx context.Context, interval time.Duration) {
 			}
 			m.asked <- question{at, revision}
 			callCtx, cancel := context.WithTimeout(ctx, m.store.timeout)
-			_ = p.RequestProgress(callCtx) // as above
+			_ = m.store.client.RequestProgress(callCtx) // as above
 			cancel()
 		}
 		select {

@@ -28,9 +28,10 @@ import (
 type Client interface {
 	clientv3.KV
 	Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan
+	RequestProgress(ctx context.Context) error
 }
 
-// Run checks that a Store on a Client keeps its promises. open returns a Client
+// Run checks that a Store on a Client behind the gate, as dkimd has it, keeps its promises. open returns a Client
 // that holds nothing; it may be the same one each time, emptied.
 func Run(t *testing.T, open func(t *testing.T) Client) {
 	t.Helper()
@@ -41,7 +42,7 @@ func Run(t *testing.T, open func(t *testing.T) Client) {
 		for _, name := range slices.Sorted(maps.Keys(group)) {
 			t.Run(name, func(t *testing.T) {
 				client := open(t)
-				group[name](t, &env{Store: keystore.New(client, storeTimeout), client: client})
+				group[name](t, &env{Store: keystore.New(keystore.Gated(client), storeTimeout), client: client})
 			})
 		}
 	}
