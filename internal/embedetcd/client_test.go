@@ -9,8 +9,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // next returns the next response of a watch, or fails the test.
@@ -128,10 +126,6 @@ func TestErrorsAreThoseOfTheNetworkClient(t *testing.T) {
 	defer cancel()
 	if _, err := c.Put(expired, "k", "v"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Put after its deadline: %v, want %v", err, context.DeadlineExceeded)
-	}
-	_, err := c.GetStream(ctx, "k", clientv3.WithPrefix())
-	if status.Code(err) != codes.Unimplemented {
-		t.Errorf("GetStream: %v, want code %v", err, codes.Unimplemented)
 	}
 }
 

@@ -20,6 +20,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
+	"go.etcd.io/etcd/server/v3/proxy/grpcproxy/adapter"
 )
 
 const (
@@ -67,6 +69,7 @@ type Config struct {
 type Server struct {
 	etcd   *embed.Etcd
 	client *clientv3.Client
+	kv     *streamingKV
 	lock   *fileutil.LockedFile
 	close  sync.Once
 }
@@ -94,7 +97,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		if r.err != nil {
 			return nil, errors.Join(fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, r.err), lock.Close())
 		}
-		s := &Server{etcd: r.etcd, client: v3client.New(r.etcd.Server), lock: lock}
+		s := newServer(r.etcd, lock)
 		err := s.waitReady(ctx)
 		if err == nil {
 			err = markComplete(cfg.Dir)
@@ -108,6 +111,14 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		go abandon(started, lock)
 		return nil, fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, context.Cause(ctx))
 	}
+}
+
+func newServer(etcd *embed.Etcd, lock *fileutil.LockedFile) *Server {
+	s := &Server{etcd: etcd, client: v3client.New(etcd.Server), lock: lock}
+	kv := v3rpc.NewQuotaKVServer(etcd.Server)
+	s.kv = newStreamingKV(adapter.KvServerToKvClient(kv), kv)
+	s.client.KV = clientv3.NewKVFromKVClient(s.kv, s.client)
+	return s
 }
 
 type startResult struct {
@@ -172,9 +183,8 @@ func (s *Server) waitReady(ctx context.Context) error {
 
 // Client returns the member's client, the same on each call. It belongs to the
 // Server; do not close it. Keys and values it returns may be shared with other
-// watchers and must not be modified. It behaves like a client over the network
-// but for two calls: GetStream fails with codes.Unimplemented, as it does with
-// servers before etcd 3.7, and Defragment must not be called.
+// watchers and must not be modified. It behaves like a client over the network,
+// but Defragment must not be called.
 func (s *Server) Client() *clientv3.Client { return s.client }
 
 // Done is closed when the member has stopped, by Close or by itself.
@@ -188,6 +198,7 @@ func (s *Server) Close() {
 	s.close.Do(func() {
 		// The watches first: nothing would tell them that the server is gone.
 		_ = s.client.Close() // reports only that its context is cancelled
+		s.kv.stop()
 		s.etcd.Close()
 		_ = s.lock.Close() // closing only releases it
 	})
