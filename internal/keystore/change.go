@@ -27,6 +27,9 @@ type Change struct {
 	// TakeOver lets a new domain have the names of one that another brand gave up,
 	// whose CNAMEs may still be there: its owner has shown to want it.
 	TakeOver bool
+	// Look is what Admit found out about a new domain. It saves Apply its own look
+	// unless it turns out that things have changed. May be nil.
+	Look *Look
 
 	// Actor is who makes the change, of those Events that do not say.
 	Actor  string
@@ -94,6 +97,7 @@ func (s *Store) apply(ctx context.Context, c Change) (Domain, error) {
 		if !again {
 			return d, err
 		}
+		c.Look = nil
 	}
 	return Domain{}, fmt.Errorf("%w: host label of %s", ErrConflict, c.Domain.Name)
 }
@@ -104,63 +108,83 @@ func (s *Store) tryApply(ctx context.Context, c Change) (_ Domain, again bool, _
 	if d.Revision != 0 {
 		return s.commit(ctx, c, d, []clientv3.Cmp{present(brandKey)}, nil)
 	}
-	candidates := d.labelCandidates()
-	claims, brand, tally, err := s.look(ctx, d, candidates)
-	if err != nil {
-		return Domain{}, false, err
+	l := c.Look
+	if l == nil {
+		var err error
+		if l, err = s.look(ctx, d); err != nil {
+			return Domain{}, false, err
+		}
 	}
-	d.HostLabel, err = chooseLabel(&d, candidates, claims, newSelectors(c.Publish), c.TakeOver)
+	cmps, count, err := l.allow(&d, newSelectors(c.Publish), c.TakeOver)
 	if err != nil {
-		return Domain{}, false, err
+		return Domain{}, c.Look != nil, err // what refuses is looked at now
 	}
-	cmps, count, err := tally.add(1)
-	if err != nil {
-		return Domain{}, false, err
-	}
-	for _, cl := range claims {
+	for _, cl := range l.claims {
 		if cl.domain == d.Name {
 			d.HistoryBlocks = max(d.HistoryBlocks, cl.historyBlocks)
 		}
 	}
-	also, err := inherited(d, claims)
+	also, err := inherited(d, l.claims)
 	if err != nil {
 		return Domain{}, false, err
 	}
-	cmps = append(cmps, unchanged(brandKey, brand.Revision))
-	for l, cl := range claims {
-		cmps = append(cmps, unchanged(schema.LabelKey(string(d.Zone), string(l)), cl.revision))
+	cmps = append(cmps, unchanged(brandKey, l.brand.Revision))
+	for label, cl := range l.claims {
+		cmps = append(cmps, unchanged(schema.LabelKey(string(d.Zone), string(label)), cl.revision))
 	}
 	return s.commit(ctx, c, d, cmps, append(also, count...))
+}
+
+// Look is what a new domain's host label and its being allowed rest on. The
+// transaction that makes the domain compares all of it.
+type Look struct {
+	claims map[dnsname.HostLabel]claim // of all candidates
+	brand  Brand
+	tally  *tally
+}
+
+// allow chooses d's host label and returns what counts d in its brand, or the
+// *ClaimError or *QuotaError that refuses it.
+func (l *Look) allow(d *Domain, selectors []dnsname.Selector, takeOver bool) (cmps []clientv3.Cmp, count []clientv3.Op, err error) {
+	if d.HostLabel, err = chooseLabel(d, d.labelCandidates(), l.claims, selectors, takeOver); err != nil {
+		return nil, nil, err
+	}
+	return l.tally.add(1)
 }
 
 // look reads the claims of a new domain's candidate labels, and its brand, which
 // may have been deleted and made anew in another zone since d was computed, with
 // the count of its domains if that matters to d.
-func (s *Store) look(ctx context.Context, d Domain, candidates []dnsname.HostLabel) (map[dnsname.HostLabel]claim, Brand, *tally, error) {
+func (s *Store) look(ctx context.Context, d Domain) (*Look, error) {
+	candidates := d.labelCandidates()
 	for range labelRaces {
 		claims, found, err := s.claims(ctx, d.Zone, candidates,
 			clientv3.OpGet(schema.BrandKey(d.Brand)), clientv3.OpGet(schema.TallyMadeKey(d.Brand)), clientv3.OpGet(schema.TallyGoneKey(d.Brand)))
 		if err != nil {
-			return nil, Brand{}, nil, err
+			return nil, err
 		}
 		if found[0] == nil {
-			return nil, Brand{}, nil, fmt.Errorf("%w: %s", ErrBrandNotFound, d.Brand)
+			return nil, fmt.Errorf("%w: %s", ErrBrandNotFound, d.Brand)
 		}
 		b, err := brandFrom(found[0])
 		if err != nil {
-			return nil, Brand{}, nil, err
+			return nil, err
 		}
 		if b.Zone != d.Zone {
-			return nil, Brand{}, nil, fmt.Errorf("%w: brand %s", ErrConflict, d.Brand)
+			return nil, fmt.Errorf("%w: brand %s", ErrConflict, d.Brand)
 		}
 		if d.Kind != rotation.Customer {
-			return claims, b, nil, nil
+			return &Look{claims: claims, brand: b}, nil
 		}
-		if t, begun, err := s.tally(ctx, b, found[1], found[2]); err != nil || begun {
-			return claims, b, t, err
+		t, begun, err := s.tally(ctx, b, found[1], found[2])
+		if err != nil {
+			return nil, err
+		}
+		if begun {
+			return &Look{claims, b, t}, nil
 		}
 	}
-	return nil, Brand{}, nil, fmt.Errorf("%w: count of the domains of brand %s", ErrConflict, d.Brand)
+	return nil, fmt.Errorf("%w: count of the domains of brand %s", ErrConflict, d.Brand)
 }
 
 // commit builds and commits the transaction. cmps holds what must still be as it
@@ -396,23 +420,21 @@ func why(resp *clientv3.TxnResponse, d Domain, fixed int, fresh []Publication) (
 // Admit returns the *ClaimError or *QuotaError, if any, with which Apply would
 // refuse new keys in the given selectors of d as things stand, whatever the keys, or
 // ErrBrandNotFound, ErrTooManyKeys or ErrConflict. d is as in Change, and so is
-// takeOver. Who makes keys asks first, so that a refusal costs none.
-func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selector, takeOver bool) error {
+// takeOver. Who makes keys asks first, so that a refusal costs none. The Look is for
+// the Change that makes d; it is nil if d is not new.
+func (s *Store) Admit(ctx context.Context, d Domain, selectors []dnsname.Selector, takeOver bool) (l *Look, err error) {
 	if d.Revision == 0 {
-		candidates := d.labelCandidates()
-		claims, _, tally, err := s.look(ctx, d, candidates)
-		if err != nil {
-			return err
+		if l, err = s.look(ctx, d); err != nil {
+			return nil, err
 		}
-		if d.HostLabel, err = chooseLabel(&d, candidates, claims, selectors, takeOver); err != nil {
-			return err
-		}
-		if _, _, err = tally.add(1); err != nil {
-			return err
+		if _, _, err = l.allow(&d, selectors, takeOver); err != nil {
+			return nil, err
 		}
 	}
-	_, err := s.admit(ctx, d, selectors)
-	return err
+	if _, err = s.admit(ctx, d, selectors); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 // FingerprintClaimed reports whether a public key stands under some name of a

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -85,10 +86,18 @@ func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) 
 	}
 	callCtx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
+	f := floorOf(ctx)
+	if f.set() {
+		resp, err := s.client.Get(callCtx, key, append(slices.Clip(opts), clientv3.WithSerializable())...)
+		if err == nil && f.raise(resp.Header.GetRevision()) {
+			return resp, nil
+		}
+	}
 	resp, err := s.client.Get(callCtx, key, opts...)
 	if err != nil {
 		return nil, storeError(ctx, err)
 	}
+	f.raise(resp.Header.GetRevision())
 	return resp, nil
 }
 
@@ -112,10 +121,20 @@ func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, ops, reads []clien
 	}
 	callCtx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
+	f := floorOf(ctx)
+	if f.set() && len(cmps) == 0 {
+		if gets, ok := alone(ops); ok {
+			resp, err := s.client.Txn(callCtx).Then(gets...).Commit()
+			if err == nil && f.raise(resp.Header.GetRevision()) {
+				return resp, nil
+			}
+		}
+	}
 	resp, err := s.client.Txn(callCtx).If(cmps...).Then(ops...).Else(reads...).Commit()
 	if err != nil {
 		return nil, storeError(ctx, err)
 	}
+	f.raise(resp.Header.GetRevision())
 	return resp, nil
 }
 

@@ -65,10 +65,11 @@ func (s *Service) ImportKey(ctx context.Context, req *dkimv1.ImportKeyRequest) (
 		if err != nil || k == nil {
 			return nil, err
 		}
+		var look *keystore.Look
 		takeOver := false
 		if isNew {
 			// A refusal must not leave anything, as in ProvisionDomain.
-			if takeOver, err = s.admitKey(ctx, d, *k); err != nil {
+			if look, takeOver, err = s.admitKey(ctx, d, *k); err != nil {
 				return nil, err
 			}
 		}
@@ -87,7 +88,7 @@ func (s *Service) ImportKey(ctx context.Context, req *dkimv1.ImportKeyRequest) (
 		if err != nil {
 			return nil, err
 		}
-		c.TakeOver = takeOver
+		c.Look, c.TakeOver = look, takeOver
 		return c, nil
 	})
 	if err != nil {
@@ -162,13 +163,13 @@ func signing(d keystore.Domain, a keypair.Algorithm) *keystore.Key {
 
 // admitKey asks the store whether d may have a new key, whose fingerprint is
 // known.
-func (s *Service) admitKey(ctx context.Context, d keystore.Domain, k keystore.Key) (takeOver bool, _ error) {
+func (s *Service) admitKey(ctx context.Context, d keystore.Domain, k keystore.Key) (look *keystore.Look, takeOver bool, _ error) {
 	taken, err := s.store.FingerprintClaimed(ctx, d.Zone, k.Fingerprint)
 	if err != nil {
-		return false, storeFailure(err)
+		return nil, false, storeFailure(err)
 	}
 	if taken {
-		return false, claimFailure(&keystore.ClaimError{Reason: keystore.PublicKeyUsedElsewhere, Domain: d.Name, Zone: d.Zone, Selector: k.Selector})
+		return nil, false, claimFailure(&keystore.ClaimError{Reason: keystore.PublicKeyUsedElsewhere, Domain: d.Name, Zone: d.Zone, Selector: k.Selector})
 	}
 	return s.admit(ctx, d, []keystore.Selector{{Selector: k.Selector, Algorithm: k.Algorithm}})
 }

@@ -70,10 +70,11 @@ func (s *Service) makeKeyDomain(ctx context.Context, n domainName, kd keyDomain,
 		for _, sel := range kd.selectors {
 			d.Selectors = append(d.Selectors, keystore.Selector{Selector: sel, Algorithm: keypair.RSA2048})
 		}
-		if _, err := s.admit(ctx, d, d.Selectors); err != nil {
+		look, _, err := s.admit(ctx, d, d.Selectors)
+		if err != nil {
 			return nil, err
 		}
-		return s.provisioning(ctx, d, d.Selectors, false, opts)
+		return s.provisioning(ctx, d, d.Selectors, look, opts)
 	})
 	return err
 }

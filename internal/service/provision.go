@@ -45,6 +45,7 @@ func (s *Service) ProvisionDomain(ctx context.Context, req *dkimv1.ProvisionDoma
 	if err != nil {
 		return nil, err
 	}
+	ctx = keystore.WithFloor(ctx)
 	p, err := s.place(ctx, w.name.brand)
 	if err != nil {
 		return nil, err
@@ -60,7 +61,6 @@ func (s *Service) ProvisionDomain(ctx context.Context, req *dkimv1.ProvisionDoma
 		w.selectors = []keystore.Selector{} // it signs with the brand's keys
 	}
 	opts := mint.Options{Actor: actor(ctx), TTL: ttl, Testing: w.testing, Pairs: make(mint.Pairs)}
-	takeOver := false
 	d, err := s.changeDomain(ctx, w.name, p.zone, func(d keystore.Domain) (*keystore.Change, error) {
 		missing, err := plan(&d, w)
 		if err != nil || len(missing) == 0 && d.Revision != 0 {
@@ -68,7 +68,8 @@ func (s *Service) ProvisionDomain(ctx context.Context, req *dkimv1.ProvisionDoma
 		}
 		// A refusal must not leave anything, not even a first data key of the
 		// brand, which sealing makes.
-		if takeOver, err = s.admit(ctx, d, missing); err != nil {
+		look, takeOver, err := s.admit(ctx, d, missing)
+		if err != nil {
 			return nil, err
 		}
 		operation := admission.Provision
@@ -78,7 +79,12 @@ func (s *Service) ProvisionDomain(ctx context.Context, req *dkimv1.ProvisionDoma
 		if err := s.ask(ctx, w.name, operation); err != nil {
 			return nil, err
 		}
-		return s.provisioning(ctx, d, missing, takeOver, opts)
+		change, err := s.provisioning(ctx, d, missing, look, opts)
+		if err != nil {
+			return nil, err
+		}
+		change.TakeOver = takeOver
+		return change, nil
 	})
 	if err != nil {
 		return nil, err
@@ -194,21 +200,22 @@ func plan(d *keystore.Domain, w wish) (missing []keystore.Selector, err error) {
 
 // admit asks the store whether d may have new keys in the selectors, and reports
 // whether it may because the domain is shown to have changed hands.
-func (s *Service) admit(ctx context.Context, d keystore.Domain, missing []keystore.Selector) (takeOver bool, _ error) {
+func (s *Service) admit(ctx context.Context, d keystore.Domain, missing []keystore.Selector) (look *keystore.Look, takeOver bool, _ error) {
 	selectors := make([]dnsname.Selector, len(missing))
 	for i, sel := range missing {
 		selectors[i] = sel.Selector
 	}
-	err := s.store.Admit(ctx, d, selectors, false)
+	look, err := s.store.Admit(ctx, d, selectors, false)
 	if shown, refused := s.mayTakeOver(ctx, d.Brand, err); refused != nil {
-		return false, refused
+		return nil, false, refused
 	} else if shown {
-		takeOver, err = true, s.store.Admit(ctx, d, selectors, true)
+		takeOver = true
+		look, err = s.store.Admit(ctx, d, selectors, true)
 	}
 	if errors.Is(err, keystore.ErrConflict) {
-		return takeOver, nil // Apply finds it too, and then all is computed anew
+		return nil, takeOver, nil // Apply finds it too, and then all is computed anew
 	}
-	return takeOver, storeFailure(err)
+	return look, takeOver, storeFailure(err)
 }
 
 func selectorInUse(d *keystore.Domain, k *keystore.Key) error {
@@ -220,8 +227,9 @@ func selectorInUse(d *keystore.Domain, k *keystore.Key) error {
 		"selector %s of %s is in use: %s, or choose another selector", k.Selector, d.Name, what), "selector", string(k.Selector))
 }
 
-// provisioning is the change that puts a key into each of the selectors.
-func (s *Service) provisioning(ctx context.Context, d keystore.Domain, selectors []keystore.Selector, takeOver bool, opts mint.Options) (*keystore.Change, error) {
+// provisioning is the change that puts a key into each of the selectors, which look
+// has admitted.
+func (s *Service) provisioning(ctx context.Context, d keystore.Domain, selectors []keystore.Selector, look *keystore.Look, opts mint.Options) (*keystore.Change, error) {
 	steps := make([]rotation.Step, len(selectors))
 	for i, sel := range selectors {
 		steps[i] = rotation.Step{Kind: rotation.Refill, Selector: sel.Selector, Algorithm: sel.Algorithm, Reason: rotation.ReasonEmptySelector}
@@ -231,7 +239,7 @@ func (s *Service) provisioning(ctx context.Context, d keystore.Domain, selectors
 	if err != nil {
 		return nil, mintFailure(err)
 	}
-	change.TakeOver = takeOver
+	change.Look = look
 	return &change, nil
 }
 

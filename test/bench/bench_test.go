@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -200,6 +201,7 @@ func provisionMany(b *testing.B, s *standalone) {
 	var n atomic.Int64
 	var calls times
 	b.SetParallelism(32) // times GOMAXPROCS
+	before := cpuTime(b, os.Getpid())
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
@@ -213,6 +215,7 @@ func provisionMany(b *testing.B, s *standalone) {
 	})
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "domains/s")
+	b.ReportMetric(float64((cpuTime(b, os.Getpid())-before).Microseconds())/float64(b.N), "µs-cpu/domain")
 	calls.report(b, "call")
 }
 

@@ -38,7 +38,8 @@ func (e *env) admit(t testing.TB, c keystore.Change) error {
 			selectors = append(selectors, p.Key.Selector)
 		}
 	}
-	return e.Admit(t.Context(), c.Domain, selectors, c.TakeOver)
+	_, err := e.Admit(t.Context(), c.Domain, selectors, c.TakeOver)
+	return err
 }
 
 // claimed returns the labels that are claimed, by state: "live" or "tombstone".

@@ -181,7 +181,8 @@ var domainTests = map[string]func(*testing.T, *env){
 					t.Errorf("%s: no more than %d keys: %v", name, i, err)
 				}
 				wantErr(t, e.unchanged(t, func() error { _, err := e.Apply(t.Context(), c); return err }), keystore.ErrTooManyKeys)
-				wantErr(t, e.Admit(t.Context(), d, []dnsname.Selector{c.Publish[0].Key.Selector}, false), keystore.ErrTooManyKeys)
+				_, err = e.Admit(t.Context(), d, []dnsname.Selector{c.Publish[0].Key.Selector}, false)
+				wantErr(t, err, keystore.ErrTooManyKeys)
 			}
 			if _, err := e.DeleteDomain(t.Context(), d, now); err != nil {
 				t.Errorf("delete %s with %d keys: %v", name, len(d.Keys), err)

@@ -37,7 +37,7 @@ func Run(t *testing.T, open func(t *testing.T) Client) {
 	t.Helper()
 	for _, group := range []map[string]func(*testing.T, *env){
 		zoneTests, brandTests, domainTests, claimTests, raceTests, batchTests, watchTests,
-		dueTests, historyTests, ownTests, signerTests, disclosureTests, accessTests, quotaTests, signingTests,
+		dueTests, historyTests, ownTests, signerTests, disclosureTests, accessTests, quotaTests, signingTests, lagTests,
 	} {
 		for _, name := range slices.Sorted(maps.Keys(group)) {
 			t.Run(name, func(t *testing.T) {
