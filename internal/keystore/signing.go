@@ -91,7 +91,10 @@ func (s *Store) WatchSigning(ctx context.Context, pos *SigningPosition, interval
 		asked: make(chan question, 1), responses: make(chan signingResponse),
 	}
 	for i, prefix := range m.prefixes {
-		watch := s.client.Watch(streamCtx, prefix, clientv3.WithPrefix(), clientv3.WithRev(pos.applied[i]+1))
+		// etcd does not say how far a stream is while a watch of it is for revisions
+		// that are still to come, so the last one is told once more.
+		from := min(pos.applied[i]+1, present)
+		watch := s.client.Watch(streamCtx, prefix, clientv3.WithPrefix(), clientv3.WithRev(from))
 		senders.Go(func() { m.forward(watchCtx, i, watch) })
 	}
 	senders.Go(func() { m.ask(streamCtx, interval) })

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +28,27 @@ func (s *standalone) signerCert(t *testing.T, name string) harness.Cert {
 		t.Fatal(r.Stderr)
 	}
 	return harness.Cert{CA: filepath.Join(pki, "ca.crt"), Cert: filepath.Join(pki, name+".crt"), Key: filepath.Join(pki, name+".key")}
+}
+
+// metric is the value of a metric without labels.
+func (s *standalone) metric(t *testing.T, name string) float64 {
+	t.Helper()
+	resp, err := http.Get("http://" + s.metrics + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut("\n"+string(body), "\n"+name+" ")
+	line, _, _ := strings.Cut(rest, "\n")
+	v, err := strconv.ParseFloat(line, 64)
+	if !found || err != nil {
+		t.Fatalf("metric %s: %q, %v", name, line, err)
+	}
+	return v
 }
 
 const mail = "From: Joe <joe@spamtrap.dk>\r\nTo: Jane <jane@example.com>\r\nSubject: Is dinner ready?\r\nDate: Fri, 11 Jul 2003 21:00:37 -0700\r\n" +
@@ -117,6 +141,13 @@ func TestSigning(t *testing.T) {
 	if err := check(); err != nil {
 		t.Fatal(err)
 	}
+	harness.Eventually(t, startLimit, "what dkimd knows of what signs is confirmed again", func() error {
+		age := s.metric(t, "dkimd_signing_view_age_seconds")
+		if age > time.Hour.Seconds() {
+			return fmt.Errorf("it is %g s old", age)
+		}
+		return nil
+	})
 	var first *signer.Key
 	for name, c := range clients {
 		harness.Eventually(t, time.Minute, name+" signs", func() error {

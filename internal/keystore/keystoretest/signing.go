@@ -147,6 +147,18 @@ var signingTests = map[string]func(*testing.T, *env){
 		}
 		wantErr(t, e.WatchSigning(t.Context(), &pos, signingInterval, time.Now, p), errEnough)
 		e.wantSame(t, p)
+
+		// Nothing is missing though nothing more is written, from the last change on too.
+		p.stop = nil
+		for range 2 {
+			p.confirmed = make(chan time.Time, 100)
+			ctx, cancel = context.WithCancel(t.Context())
+			go func() { ended <- e.WatchSigning(ctx, &pos, signingInterval, time.Now, p) }()
+			confirmation()
+			cancel()
+			wantErr(t, <-ended, context.Canceled)
+		}
+		e.wantSame(t, p)
 	},
 
 	"signing: an expired watch": func(t *testing.T, e *env) {
