@@ -226,27 +226,39 @@ type vaultKey struct {
 }
 
 // keys returns those of the keys which sign for a domain that wanted says, and
-// how long they may be used. A key that ceased to sign between the two calls is
-// left out.
-func (v vault) keys(ctx context.Context, domain string, wanted func(*dkimv1.SigningKey) bool) ([]vaultKey, time.Duration, error) {
-	answer, err := v.signer.ResolveSigningKeys(ctx, &dkimv1.ResolveSigningKeysRequest{Name: domainName("-", domain)})
-	if status.Code(err) == codes.NotFound {
-		return nil, 0, nil
+// how long they may be used. When one ceased to sign between the two calls that this
+// takes, both are made once more; what then is no longer so is left out.
+func (v vault) keys(ctx context.Context, domain string, wanted func(*dkimv1.SigningKey) bool) (found []vaultKey, hold time.Duration, err error) {
+	for again := true; ; again = false {
+		answer, err := v.signer.ResolveSigningKeys(ctx, &dkimv1.ResolveSigningKeysRequest{Name: domainName("-", domain)})
+		if status.Code(err) == codes.NotFound {
+			return nil, 0, nil
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		signing := slices.DeleteFunc(answer.GetKeys(), func(k *dkimv1.SigningKey) bool { return !wanted(k) })
+		if len(signing) == 0 {
+			return nil, 0, nil
+		}
+		if found, err = v.fetch(ctx, signing); err != nil {
+			return nil, 0, err
+		}
+		if len(found) == len(signing) || !again {
+			return found, answer.GetHoldDuration().AsDuration(), nil
+		}
 	}
-	if err != nil {
-		return nil, 0, err
-	}
-	signing := slices.DeleteFunc(answer.GetKeys(), func(k *dkimv1.SigningKey) bool { return !wanted(k) })
-	if len(signing) == 0 {
-		return nil, 0, nil
-	}
+}
+
+// fetch returns the private halves of the keys that still sign.
+func (v vault) fetch(ctx context.Context, signing []*dkimv1.SigningKey) ([]vaultKey, error) {
 	req := &dkimv1.FetchPrivateKeysRequest{Transient: true}
 	for _, k := range signing {
 		req.Keys = append(req.Keys, k.GetKey())
 	}
 	fetched, err := v.signer.FetchPrivateKeys(ctx, req)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	var found []vaultKey
 	for i, res := range fetched.GetResults() {
@@ -254,10 +266,10 @@ func (v vault) keys(ctx context.Context, domain string, wanted func(*dkimv1.Sign
 		case e == nil && res.GetSigning():
 			found = append(found, vaultKey{signing[i], res.GetPrivateKey()})
 		case e != nil && codes.Code(e.GetCode()) == codes.Unavailable: //nolint:gosec // a gRPC code
-			return nil, 0, status.ErrorProto(e)
+			return nil, status.ErrorProto(e)
 		}
 	}
-	return found, answer.GetHoldDuration().AsDuration(), nil
+	return found, nil
 }
 
 // list names the domains that sign with keys of their own.

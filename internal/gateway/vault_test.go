@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,7 @@ type fakeSigner struct {
 
 	keys map[string]*keypair.KeyPair // by name
 	err  error                       // of ResolveSigningKeys
+	late atomic.Bool                 // ResolveSigningKeys once names only the key that has just ceased to sign
 }
 
 const vaultKeys = "brands/acme/domains/spamtrap.dk/keys/"
@@ -79,6 +81,9 @@ func (f *fakeSigner) ResolveSigningKeys(ctx context.Context, req *dkimv1.Resolve
 	}
 	key := func(selector, name string) *dkimv1.SigningKey {
 		return &dkimv1.SigningKey{Domain: "spamtrap.dk", Selector: selector, Key: vaultKeys + name}
+	}
+	if f.late.CompareAndSwap(true, false) {
+		return &dkimv1.ResolveSigningKeysResponse{Keys: []*dkimv1.SigningKey{key("gone", "g")}, HoldDuration: durationpb.New(time.Hour)}, nil
 	}
 	return &dkimv1.ResolveSigningKeysResponse{
 		Keys: []*dkimv1.SigningKey{key("selector1", "r"), key("e.selector", "e"), key("gone", "g")}, HoldDuration: durationpb.New(time.Hour),
@@ -229,6 +234,18 @@ func checkVaultKey(t *testing.T, text string, want *keypair.KeyPair) {
 	}
 	if !cmp.Equal(public, any(want.Signer().Public())) {
 		t.Error("the key is another one, or in no form that signers read")
+	}
+}
+
+// A rotation between the two calls that a request takes leaves no mail unsigned.
+func TestVaultRotationMeanwhile(t *testing.T) {
+	f := newFakeSigner(t)
+	server := serveVault(t, f)
+	f.late.Store(true)
+	code, doc := ask(t, server, http.MethodGet, "/vault/v1/dkim/spamtrap.dk", "good")
+	selectors, _ := at(doc, "data", "selectors").([]any)
+	if code != http.StatusOK || len(selectors) != 2 {
+		t.Errorf("%d %v, want 2 selectors", code, doc)
 	}
 }
 
