@@ -42,6 +42,7 @@ const (
 type sender struct {
 	brand, name string
 	specs       []*dkimv1.SelectorSpec // nil: what is usual
+	bare        bool                   // its customer never adds a CNAME
 	box         *mailbox               // nil: no mail
 }
 
@@ -138,13 +139,20 @@ func (l *life) must(err error) {
 	}
 }
 
+var brandModes = map[string]dkimv1.SigningMode{
+	"acme":  dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN,
+	"shop":  dkimv1.SigningMode_SIGNING_MODE_BRAND_SHARED,
+	"plain": dkimv1.SigningMode_SIGNING_MODE_BRAND_DEFAULT,
+}
+
 // provision makes brands and domains, and the customers add their CNAMEs, which
 // the resolver has just found missing.
 func (l *life) provision() {
 	l.t.Helper()
 	ctx := l.t.Context()
-	modes := map[string]dkimv1.SigningMode{
-		"acme": dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN, "shop": dkimv1.SigningMode_SIGNING_MODE_BRAND_SHARED,
+	modes := make(map[string]dkimv1.SigningMode)
+	for _, s := range l.all {
+		modes[s.brand] = brandModes[s.brand]
 	}
 	for _, brand := range slices.Sorted(maps.Keys(modes)) {
 		var b *dkimv1.Brand
@@ -172,6 +180,9 @@ func (l *life) provision() {
 			return err
 		}))
 		for _, sel := range l.domain(ctx, s).GetSelectors() {
+			if s.bare {
+				continue
+			}
 			if _, err := l.lookup(ctx, sel.GetCnameOwner()); err == nil {
 				l.t.Fatalf("%s is there already", sel.GetCnameOwner())
 			}
@@ -342,7 +353,7 @@ type changes struct {
 func (l *life) changes(ctx context.Context, s *sender) map[dkimv1.KeyAlgorithm]*changes {
 	l.t.Helper()
 	groups := make(map[dkimv1.KeyAlgorithm]*changes)
-	if s.brand == "shop" && s.box != nil {
+	if s.brand != "acme" && s.box != nil {
 		return groups // it has no keys of its own
 	}
 	for _, sel := range l.domain(ctx, s).GetSelectors() {

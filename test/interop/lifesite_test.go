@@ -35,11 +35,12 @@ import (
 
 const callLimit = 5 * time.Second
 
-// lifeSite is what TestLife runs: etcd, two dkimd, two DNS nodes, a Knot with the
-// customers' zones, and an unbound that receivers ask.
+// lifeSite is what TestLife and TestSigners run: etcd, two dkimd, two DNS nodes, a
+// Knot with the customers' zones, and an unbound that receivers ask.
 type lifeSite struct {
 	etcd      *harness.Cluster
 	dkimd     []*dkimd
+	nodes     []*node
 	customers string // Knot
 	resolver  string // unbound
 	keys      *privateKeys
@@ -49,7 +50,7 @@ type lifeSite struct {
 type dkimd struct {
 	*harness.Process // of the last start
 	name, metrics    string
-	http             string
+	grpc, http       string
 	args             []string
 	admin            dkimv1.KeyManagementClient
 	signer           dkimv1.SignerClient
@@ -61,21 +62,42 @@ func (d *dkimd) start(t *testing.T) {
 	d.Process = harness.Start(t, d.name, harness.Dkimd, nil, d.args...)
 }
 
-// leads reports whether it says that it leads the rotation.
-func (d *dkimd) leads(ctx context.Context) bool {
+// get asks for a page of its metrics listener, which is whole only with status 200.
+func (d *dkimd) get(ctx context.Context, page string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.metrics+"/metrics", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.metrics+page, nil)
 	if err != nil {
-		return false
+		return "", err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return false
+		return "", err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return "", errors.New(resp.Status)
+	}
 	body, err := io.ReadAll(resp.Body)
-	return err == nil && strings.Contains(string(body), "\ndkimd_controller_leading 1\n")
+	return string(body), err
+}
+
+// node is a DNS node.
+type node struct {
+	*harness.Process // of the last start
+	server           *server
+	args             []string
+}
+
+func (n *node) start(t *testing.T) {
+	t.Helper()
+	n.Process = harness.Start(t, n.server.name, harness.CoreDNS, nil, n.args...)
+}
+
+// leads reports whether it says that it leads the rotation.
+func (d *dkimd) leads(ctx context.Context) bool {
+	page, err := d.get(ctx, "/metrics")
+	return err == nil && strings.Contains(page, "\ndkimd_controller_leading 1\n")
 }
 
 func newLifeSite(t *testing.T, zones []string) *lifeSite {
@@ -121,14 +143,14 @@ func newLifeSite(t *testing.T, zones []string) *lifeSite {
 func (s *lifeSite) newDkimd(t *testing.T, name, kek string, nodes map[string]string, zones []string) {
 	t.Helper()
 	pki := s.etcd.PKI
-	server, user := pki.Server(t, name, harness.Host()), pki.Client(t, "dkimd", "etcd")
+	server, user := pki.Server(t, name, harness.Host(), name+".example.net"), pki.Client(t, "dkimd", "etcd")
 	addr := harness.Addr(t)
-	d := &dkimd{name: name, metrics: harness.Addr(t), http: harness.Addr(t)}
+	d := &dkimd{name: name, metrics: harness.Addr(t), http: harness.Addr(t), grpc: addr}
 	d.args = []string{
 		"serve", "--etcd-endpoint", strings.Join(s.etcd.Endpoints(), ","),
 		"--etcd-ca", user.CA, "--etcd-cert", user.Cert, "--etcd-key", user.Key,
 		"--tls-ca", server.CA, "--tls-cert", server.Cert, "--tls-key", server.Key, "--kek-url", kek,
-		"--grpc-listen", addr, "--http-listen", d.http, "--metrics-listen", d.metrics, "--allow-key-fetch", "rspamd",
+		"--grpc-listen", addr, "--http-listen", d.http, "--metrics-listen", d.metrics, "--allow-key-fetch", "rspamd", "--allow-key-fetch", "milter-local", "--allow-key-fetch", "client-local",
 	}
 	for host, at := range nodes {
 		d.args = append(d.args, "--check-name-server", host+"="+at)
@@ -146,6 +168,18 @@ func (s *lifeSite) newDkimd(t *testing.T, name, kek string, nodes map[string]str
 // dialLife connects with a certificate, and again soon after the server was away.
 func dialLife(t *testing.T, addr string, c harness.Cert) *grpc.ClientConn {
 	t.Helper()
+	conn, err := grpc.NewClient(addr,
+		grpc.WithTransportCredentials(credentials.NewTLS(clientTLS(t, c))),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, MaxDelay: time.Second}, MinConnectTimeout: callLimit}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func clientTLS(t *testing.T, c harness.Cert) *tls.Config {
+	t.Helper()
 	pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
 	if err != nil {
 		t.Fatal(err)
@@ -156,14 +190,7 @@ func dialLife(t *testing.T, addr string, c harness.Cert) *grpc.ClientConn {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	conn, err := grpc.NewClient(addr,
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS13})),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, MaxDelay: time.Second}, MinConnectTimeout: callLimit}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	return conn
+	return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS13}
 }
 
 // call asks one dkimd after the other until one answers.
@@ -191,7 +218,7 @@ func (s *lifeSite) startNodes(t *testing.T, nodes map[string]string) {
 			t.Fatal(err)
 		}
 		dir := t.TempDir()
-		harness.Start(t, name, harness.CoreDNS, nil, "-conf", write(t, filepath.Join(dir, "Corefile"), fmt.Sprintf(`%s:%s {
+		n := &node{server: &server{name: name, addr: addr}, args: []string{"-conf", write(t, filepath.Join(dir, "Corefile"), fmt.Sprintf(`%s:%s {
     bind %s
     dkim {
         endpoint %s
@@ -200,9 +227,10 @@ func (s *lifeSite) startNodes(t *testing.T, nodes map[string]string) {
     }
     errors
 }
-`, zone, port, host, strings.Join(s.etcd.Endpoints(), " "), cert.Cert, cert.Key, cert.CA, dir)))
-		n := &server{name: name, addr: addr}
-		harness.Eventually(t, limit, name+" serves the zone", func() error { _, err := n.soa(t.Context()); return err })
+`, zone, port, host, strings.Join(s.etcd.Endpoints(), " "), cert.Cert, cert.Key, cert.CA, dir))}}
+		n.start(t)
+		harness.Eventually(t, limit, name+" serves the zone", func() error { _, err := n.server.soa(t.Context()); return err })
+		s.nodes = append(s.nodes, n)
 	}
 }
 

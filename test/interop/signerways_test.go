@@ -1,0 +1,203 @@
+//go:build interop
+
+package interop_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	gomilter "github.com/emersion/go-milter"
+	"github.com/emersion/go-msgauth/dkim"
+
+	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/signer"
+	"github.com/dkimzone/dkimzone/test/harness"
+)
+
+// startSigners starts all signers.
+func (r *signersRun) startSigners(ctx context.Context) []*way {
+	r.t.Helper()
+	ways := []*way{
+		{name: "rspamd, Vault face", sign: r.startRspamd()},
+		{name: "milter, remote", sign: r.startMilter("milter-remote")},
+		{name: "milter, local keys", sign: r.startMilter("milter-local", "--mode", "local")},
+		{name: "Go client, remote", sign: r.startClient(ctx, "client-remote", signer.Options{})},
+		{name: "Go client, watching", sign: r.startClient(ctx, "client-watching", signer.Options{Watch: true})},
+		{name: "Go client, local keys", sign: r.startClient(ctx, "client-local", signer.Options{
+			Watch: true, Local: true, Register: &signer.Registration{Lease: time.Minute}, ReportInterval: 3 * time.Second,
+		})},
+	}
+	for _, w := range ways {
+		w.counts = make(map[string]*count)
+	}
+	return ways
+}
+
+// balancer is the configuration of HAProxy in docs/signers.md.
+const balancer = `defaults
+    mode http
+    timeout connect 1s
+    timeout client 10s
+    timeout server 3s
+    retries 3
+    option redispatch 1
+    retry-on all-retryable-errors
+frontend vault
+    bind 127.0.0.1:8200
+    http-request deny unless METH_GET { path_beg /vault/v1/ }
+    default_backend dkimd
+backend dkimd
+    option httpchk GET /vault/v1/sys/health
+    default-server check inter 1s ssl ca-file /etc/dkimzone/ca.crt verify required
+    server dkimd1 dkimd1.example.net:9080 verifyhost dkimd1.example.net
+    server dkimd2 dkimd2.example.net:9080 verifyhost dkimd2.example.net
+`
+
+// startRspamd starts an rspamd that reads its keys through a balancer.
+func (r *signersRun) startRspamd() func(context.Context, string) (string, error) {
+	r.t.Helper()
+	var token string
+	r.must(r.call(r.t.Context(), func(ctx context.Context, d *dkimd) error {
+		resp, err := d.access.CreateToken(ctx, &dkimv1.CreateTokenRequest{Token: &dkimv1.Token{Role: dkimv1.Role_ROLE_SIGNER, Subject: "rspamd"}})
+		token = resp.GetSecret()
+		return err
+	}))
+	vault := harness.Addr(r.t)
+	config := strings.NewReplacer("127.0.0.1:8200", vault, "/etc/dkimzone/ca.crt", r.etcd.PKI.Client(r.t, "haproxy", "signer").CA,
+		"dkimd1.example.net:9080", r.dkimd[0].http, "dkimd2.example.net:9080", r.dkimd[1].http).Replace(balancer)
+	start(r.t, "/usr/sbin/haproxy", "-db", "-f", write(r.t, filepath.Join(r.t.TempDir(), "haproxy.cfg"), config))
+	addr := startRspamd(r.t, "http://"+vault+"/vault", token, r.resolver)
+	return func(ctx context.Context, text string) (string, error) {
+		signatures, err := rspamdSign(ctx, addr, text)
+		if err != nil {
+			return "", err
+		}
+		if len(signatures) == 0 {
+			return "", errUnsigned
+		}
+		for _, s := range signatures {
+			text = "DKIM-Signature: " + s + "\r\n" + text
+		}
+		return text, nil
+	}
+}
+
+// milter is a dkimd milter.
+type milter struct {
+	*harness.Process // of the last start
+	name, addr       string
+	args             []string
+}
+
+func (m *milter) start(t *testing.T) {
+	t.Helper()
+	m.Process = harness.Start(t, m.name, harness.Dkimd, nil, m.args...)
+	harness.Eventually(t, limit, m.name+" is ready", func() error {
+		if !strings.Contains(m.Output(), "milter ready") {
+			return errors.New("it does not say so")
+		}
+		return m.Running()
+	})
+}
+
+func (r *signersRun) startMilter(name string, flags ...string) func(context.Context, string) (string, error) {
+	r.t.Helper()
+	cert := r.etcd.PKI.Client(r.t, name, "signer")
+	m := &milter{name: name, addr: harness.Addr(r.t)}
+	m.args = append([]string{
+		"milter", "--listen", m.addr, "--dkimd", r.dkimd[0].grpc, "--dkimd", r.dkimd[1].grpc,
+		"--tls-ca", cert.CA, "--tls-cert", cert.Cert, "--tls-key", cert.Key, "--metrics-listen", "",
+	}, flags...)
+	m.start(r.t)
+	r.milters = append(r.milters, m)
+	return func(_ context.Context, text string) (string, error) { return filtered(m.addr, text) }
+}
+
+// filtered is a message as a mail server gets it back from a milter. An error is
+// what it answers with 451, as milter_default_action = tempfail says.
+func filtered(addr, text string) (string, error) {
+	mta := gomilter.NewClientWithOptions("tcp", addr, gomilter.ClientOptions{
+		ActionMask: gomilter.OptAddHeader, ReadTimeout: 30 * time.Second, WriteTimeout: callLimit,
+	})
+	defer mta.Close()
+	s, err := mta.Session()
+	if err != nil {
+		return "", err
+	}
+	defer s.Close()
+	if _, err := s.Conn("localhost", gomilter.FamilyInet, 25000, "127.0.0.1"); err != nil {
+		return "", err
+	}
+	if _, err := s.Mail("jo@example.com", nil); err != nil {
+		return "", err
+	}
+	header, body, _ := strings.Cut(text, "\r\n\r\n")
+	for line := range strings.SplitSeq(strings.ReplaceAll(header, "\r\n\t", "\n\t"), "\r\n") {
+		name, value, _ := strings.Cut(line, ": ")
+		if _, err := s.HeaderField(name, value); err != nil {
+			return "", err
+		}
+	}
+	if _, err := s.HeaderEnd(); err != nil {
+		return "", err
+	}
+	changes, a, err := s.BodyReadFrom(strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	if a.Code != gomilter.ActAccept && a.Code != gomilter.ActContinue {
+		return "", fmt.Errorf("reply %c %d %s", a.Code, a.SMTPCode, a.SMTPText)
+	}
+	if len(changes) == 0 {
+		return "", errUnsigned
+	}
+	for _, c := range changes {
+		text = c.HeaderName + ": " + strings.ReplaceAll(c.HeaderValue, "\n", "\r\n") + "\r\n" + text
+	}
+	return text, nil
+}
+
+// startClient makes a Go client, which signs with go-msgauth.
+func (r *signersRun) startClient(ctx context.Context, name string, o signer.Options) func(context.Context, string) (string, error) {
+	r.t.Helper()
+	for _, d := range r.dkimd {
+		o.Addresses = append(o.Addresses, d.grpc)
+	}
+	o.TLS = clientTLS(r.t, r.etcd.PKI.Client(r.t, name, "signer"))
+	client, err := signer.New(o)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = client.Close() })
+	r.must(client.Ready(ctx))
+	return func(ctx context.Context, text string) (signed string, err error) {
+		_, after, _ := strings.Cut(text, "@")
+		domain, _, _ := strings.Cut(after, ">")
+		err = client.Sign(ctx, domain, func(a signer.Answer) error {
+			if len(a.Keys) == 0 {
+				return fmt.Errorf("%w: %s", errUnsigned, a.Reason)
+			}
+			signed = text
+			for _, k := range a.Keys {
+				var out bytes.Buffer
+				err := dkim.Sign(&out, strings.NewReader(signed), &dkim.SignOptions{
+					Domain: k.Domain, Selector: k.Selector, Signer: k,
+					HeaderCanonicalization: dkim.CanonicalizationRelaxed, BodyCanonicalization: dkim.CanonicalizationRelaxed,
+					HeaderKeys: []string{"From", "To", "Subject", "Date", "Message-ID"},
+				})
+				if err != nil {
+					return err
+				}
+				signed = out.String()
+			}
+			return nil
+		})
+		return signed, err
+	}
+}
