@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -33,16 +31,11 @@ func (s *standalone) signerCert(t *testing.T, name string) harness.Cert {
 // metric is the value of a metric without labels.
 func (s *standalone) metric(t *testing.T, name string) float64 {
 	t.Helper()
-	resp, err := http.Get("http://" + s.metrics + "/metrics")
+	_, body, err := get(t, "http://"+s.metrics+"/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, found := strings.Cut("\n"+string(body), "\n"+name+" ")
+	_, rest, found := strings.Cut("\n"+body, "\n"+name+" ")
 	line, _, _ := strings.Cut(rest, "\n")
 	v, err := strconv.ParseFloat(line, 64)
 	if !found || err != nil {
