@@ -31,6 +31,7 @@ type Serve struct {
 // Run runs until ctx ends, or until something fails. It starts without etcd and
 // is ready once etcd is there.
 func (o Serve) Run(ctx context.Context) (err error) {
+	defer holdBallast()()
 	tlsConfig, err := pki.ServerTLS(o.CAFile, o.CertFile, o.KeyFile, o.Logger)
 	if err != nil {
 		return err

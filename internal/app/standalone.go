@@ -62,6 +62,7 @@ const renewInterval = 12 * time.Hour
 // Run runs until ctx ends and everything is stopped and on disk, or until
 // something fails.
 func (o Standalone) Run(ctx context.Context) (err error) {
+	defer holdBallast()()
 	zone, err := dnsname.ParseZone(o.Zone)
 	if err != nil {
 		return fmt.Errorf("--zone: %w", err)
