@@ -86,6 +86,13 @@ type Options struct {
 	// after they last signed with it. It needs Watch. Nil: it is not registered.
 	Register *Registration
 
+	// Holds is for a registered signer whose mail is signed by somebody else, with
+	// keys of PrivateKeys. It says which keys of a domain, by its name
+	// brands/{brand}/domains/{domain}, can sign there, with when they last may have;
+	// zero: never. What it says is reported when Client.Held is called and at no
+	// other time. It must be safe for concurrent use. Nil: this client signs.
+	Holds func(domain string) map[string]time.Time
+
 	// Timeout is how long a call to dkimd may take. Default 5 s.
 	Timeout time.Duration
 	// CacheSize is how many domains are remembered without Watch. Default 100 000.
@@ -145,6 +152,8 @@ func New(o Options) (*Client, error) {
 	switch {
 	case o.Register != nil && !o.Watch:
 		return nil, errors.New("signer: Register needs Watch: a key begins to sign when all registered signers hold it, and only one that watches knows of it before")
+	case o.Holds != nil && (o.Register == nil || o.Local):
+		return nil, errors.New("signer: Holds needs Register, and is not for Local: it says what another signer holds")
 	case o.Local && o.Register == nil && o.Watch:
 		return nil, errors.New("signer: Local with Watch needs Register: dkimd hands out keys to registered signers only")
 	case o.Conn == nil && (len(o.Addresses) == 0 || o.TLS == nil):

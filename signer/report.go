@@ -72,12 +72,14 @@ func (u *usage) of(owner string, now time.Time) map[string]time.Time {
 // once more then.
 func (c *Client) report() {
 	p := c.picture
-	p.mu.Lock()
-	p.changed = make(map[string]struct{})
-	for _, d := range p.domains {
-		p.changed[d.GetName()] = struct{}{}
+	if c.o.Holds == nil {
+		p.mu.Lock()
+		p.changed = make(map[string]struct{})
+		for _, d := range p.domains {
+			p.changed[d.GetName()] = struct{}{}
+		}
+		p.mu.Unlock()
 	}
-	p.mu.Unlock()
 	registered := false
 	var wait backoff
 	for {
@@ -129,6 +131,11 @@ func (c *Client) pause(d time.Duration, early bool) bool {
 		c.picture.mu.RLock()
 		n := len(c.picture.changed)
 		c.picture.mu.RUnlock()
+		if c.o.Holds != nil {
+			c.used.mu.Lock()
+			n += len(c.used.used)
+			c.used.mu.Unlock()
+		}
 		if n > 0 {
 			return true
 		}
@@ -217,6 +224,10 @@ func (c *Client) reportBatch(ctx context.Context, owners []string) error {
 		req.Signer = "signers/" + c.o.Register.Name
 	}
 	for _, owner := range owners {
+		if c.o.Holds != nil {
+			req.Domains = append(req.Domains, useOf(owner, c.o.Holds(owner)))
+			continue
+		}
 		d := &dkimv1.DomainUse{Domain: owner}
 		last := c.used.of(owner, c.now())
 		for name := range held[owner] {
@@ -236,6 +247,19 @@ func (c *Client) reportBatch(ctx context.Context, owners []string) error {
 	defer cancel()
 	_, err := c.api.ReportUse(callCtx, req)
 	return err
+}
+
+// useOf is a report of what Options.Holds says of a domain.
+func useOf(owner string, keys map[string]time.Time) *dkimv1.DomainUse {
+	d := &dkimv1.DomainUse{Domain: owner}
+	for name, last := range keys {
+		k := &dkimv1.KeyUse{Key: name}
+		if !last.IsZero() {
+			k.LastUseTime = timestamppb.New(last)
+		}
+		d.Keys = append(d.Keys, k)
+	}
+	return d
 }
 
 // held are the names of the keys that a signer is to hold, by their owners.

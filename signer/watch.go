@@ -25,13 +25,14 @@ type picture struct {
 	domains   map[string]*dkimv1.SigningDomain // by domain, "acme/spamtrap.dk" for a second brand of the same
 	confirmed time.Time                        // when it was last known that nothing is missing
 	version   uint64                           // counts changes
+	told      chan struct{}                    // closed when version has grown, and replaced
 	changed   map[string]struct{}              // names of what changed since the last report; nil: nobody reports
 	token     string
 }
 
 func newPicture() *picture {
 	return &picture{
-		ready: make(chan struct{}), brands: make(map[string]*dkimv1.SigningBrand), domains: make(map[string]*dkimv1.SigningDomain),
+		ready: make(chan struct{}), told: make(chan struct{}), brands: make(map[string]*dkimv1.SigningBrand), domains: make(map[string]*dkimv1.SigningDomain),
 	}
 }
 
@@ -54,17 +55,32 @@ func (p *picture) resolve(brand, domain string, now time.Time) (*resolved, error
 	if b == nil {
 		return nil, fmt.Errorf("%w: there is no brand %s", ErrUnknownDomain, owner)
 	}
-	a := &resolved{reason: "UNKNOWN_DOMAIN", fallback: true}
-	hold := b.GetHoldDuration().AsDuration()
+	a := choose(d, b)
+	if a.until = p.confirmed.Add(a.hold); !now.Before(a.until) {
+		return nil, ErrUnavailable
+	}
+	return &a.resolved, nil
+}
+
+// choice is what to sign with while nothing else is known.
+type choice struct {
+	resolved
+	hold time.Duration // after the picture was last confirmed
+}
+
+// choose says what to sign mail of d with, or if it is nil that of domains that
+// nobody has. The picture is locked.
+func choose(d *dkimv1.SigningDomain, b *dkimv1.SigningBrand) choice {
+	a := choice{resolved: resolved{reason: "UNKNOWN_DOMAIN", fallback: true}, hold: b.GetHoldDuration().AsDuration()}
 	if d != nil {
 		a.reason, a.fallback, a.keys = d.GetReason(), d.GetFallback(), d.GetKeys()
 	}
 	switch {
 	case len(a.keys) > 0:
-		hold = d.GetHoldDuration().AsDuration()
+		a.hold = d.GetHoldDuration().AsDuration()
 	default:
 		if d != nil {
-			hold = min(hold, d.GetHoldDuration().AsDuration())
+			a.hold = min(a.hold, d.GetHoldDuration().AsDuration())
 		}
 		a.keys = b.GetDefaultKeys()
 		if b.GetDefaultOnly() {
@@ -72,10 +88,7 @@ func (p *picture) resolve(brand, domain string, now time.Time) (*resolved, error
 		}
 		a.fallback = a.fallback && len(a.keys) > 0
 	}
-	if a.until = p.confirmed.Add(hold); !now.Before(a.until) {
-		return nil, ErrUnavailable
-	}
-	return a, nil
+	return a
 }
 
 // cutName takes apart brands/{brand}/domains/{domain}.
@@ -121,6 +134,9 @@ func (p *picture) take(resp *dkimv1.WatchSigningKeysResponse, next *picture, now
 	if next == nil {
 		p.confirmed = now.Add(-resp.GetAge().AsDuration())
 		p.token = resp.GetResumeToken()
+		if len(resp.GetBrands())+len(resp.GetDomains()) > 0 {
+			p.tell()
+		}
 		return nil
 	}
 	if !resp.GetSynced() {
@@ -128,6 +144,7 @@ func (p *picture) take(resp *dkimv1.WatchSigningKeysResponse, next *picture, now
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	defer p.tell()
 	for name := range p.domains {
 		if next.domains[name] == nil {
 			p.note(p.domains[name].GetName())
@@ -158,6 +175,12 @@ func (p *picture) note(name string) {
 	if p.changed != nil {
 		p.changed[name] = struct{}{}
 	}
+}
+
+// tell wakes those who wait for a change. The picture is locked.
+func (p *picture) tell() {
+	close(p.told)
+	p.told = make(chan struct{})
 }
 
 // sameKeys reports whether a signer has to hold the same keys of both.

@@ -42,7 +42,7 @@ Each flag can also be given as an environment variable: DKIMD_DATA_DIR for
 			return fromEnvironment(cmd.Flags())
 		},
 	}
-	root.AddCommand(standaloneCommand(), serveCommand(), milterCommand(), pkiCommand())
+	root.AddCommand(standaloneCommand(), serveCommand(), milterCommand(), agentCommand(), pkiCommand())
 	return root
 }
 

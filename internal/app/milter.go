@@ -2,28 +2,23 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
 	stdlog "log" //nolint:depguard // to turn the library's lines into ours
 	"log/slog"
-	"math"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/spf13/cobra"
 
 	"github.com/dkimzone/dkimzone/internal/coredump"
 	"github.com/dkimzone/dkimzone/internal/milter"
-	"github.com/dkimzone/dkimzone/internal/pki"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 	"github.com/dkimzone/dkimzone/signer"
 )
@@ -34,12 +29,8 @@ type Milter struct {
 	Listen string
 	// Metrics is "host:port", "" for none.
 	Metrics string
-	// Dkimd are the gRPC addresses of dkimd.
-	Dkimd []string
-	// CAFile, and CertFile with KeyFile or TokenFile, are for the connection to them.
-	CAFile, CertFile, KeyFile, TokenFile, ServerName string
-	// Brand is the only one to sign for, "" for all.
-	Brand string
+	// Connection is how to reach dkimd.
+	Connection
 	// Mode is "remote" or "local".
 	Mode string
 	// SignerName is the name to register in local mode, "" for that in the certificate.
@@ -86,13 +77,7 @@ address. It connects to dkimd as a signer, with a certificate or a token of that
 	f := cmd.Flags()
 	f.StringVar(&o.Listen, "listen", "127.0.0.1:8891", "`address` for the mail server: host:port, or unix:/path")
 	f.StringVar(&o.Metrics, "metrics-listen", "127.0.0.1:8892", "`address` of /metrics, /healthz and /readyz, plain HTTP; \"\" for none")
-	f.StringSliceVar(&o.Dkimd, "dkimd", nil, "gRPC `address` of a dkimd, host:port; repeat for each")
-	f.StringVar(&o.CAFile, "tls-ca", "", "`file` with the CA of dkimd's certificate")
-	f.StringVar(&o.CertFile, "tls-cert", "", "`file` with a certificate of role signer; read again when it changes")
-	f.StringVar(&o.KeyFile, "tls-key", "", "`file` with its private key")
-	f.StringVar(&o.TokenFile, "token-file", "", "`file` with a token of role signer, in place of a certificate")
-	f.StringVar(&o.ServerName, "tls-server-name", "", "`name` in dkimd's certificate (default the host of --dkimd)")
-	f.StringVar(&o.Brand, "brand", "", "`brand` to sign for only; domains that nobody has are then signed with its default key (default each domain with the keys of whose it is)")
+	o.Connection.add(f)
 	f.StringVar(&o.Mode, "mode", "remote", "who makes signatures: remote for dkimd, or local with private keys that dkimd hands out (--allow-key-fetch); `mode`")
 	f.StringVar(&o.SignerName, "signer-name", "", "`name` to register as in local mode (default that in the certificate)")
 	f.StringVar(&o.OnTrouble, "on-trouble", string(milter.TempFail), "what becomes of mail that cannot be signed now: tempfail or accept, unsigned; `action`")
@@ -135,7 +120,8 @@ func (o *Milter) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stopMetrics, err := o.serveMetrics(client, registry)
+	o.addAge(client, registry)
+	stopMetrics, err := serveMetrics(o.Metrics, registry, telemetry.Check{Name: "signing", Func: client.Check}, o.Logger)
 	if err != nil {
 		return err
 	}
@@ -161,63 +147,22 @@ func (o *Milter) Run(ctx context.Context) error {
 	return server.Serve(ctx, ln)
 }
 
-// serveMetrics serves metrics and health until the returned function is called.
-func (o *Milter) serveMetrics(client *signer.Client, registry *prometheus.Registry) (stop func(), err error) {
-	if o.Metrics == "" {
-		return func() {}, nil
-	}
+// addAge adds a metric of how old what is known is, for who signs here.
+func (o *Milter) addAge(client *signer.Client, registry *prometheus.Registry) {
 	if o.Mode == "local" {
-		promauto.With(registry).NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: "dkimd", Subsystem: "milter", Name: "keys_age_seconds",
-			Help: "Time since what signs was last known to be what dkimd says; infinite before it was.",
-		}, func() float64 {
-			at := client.Confirmed()
-			if at.IsZero() {
-				return math.Inf(1)
-			}
-			return time.Since(at).Seconds()
-		})
+		addAge(registry, "milter", "Time since what signs was last known to be what dkimd says; infinite before it was.", client.Confirmed)
 	}
-	ln, err := net.Listen("tcp", o.Metrics)
-	if err != nil {
-		return nil, fmt.Errorf("--metrics-listen: %w", err)
-	}
-	server := telemetry.NewServer(registry, []telemetry.Check{{Name: "signing", Func: client.Check}}, o.Logger)
-	var running sync.WaitGroup
-	running.Go(func() {
-		if err := serving("metrics", server.Serve(ln)); err != nil {
-			o.Logger.Error("metrics are not served", slog.Any("error", err))
-		}
-	})
-	return func() {
-		_ = server.Close() // who asks may ask again
-		running.Wait()
-	}, nil
 }
 
 func (o *Milter) signerOptions() (signer.Options, error) {
-	so := signer.Options{Addresses: o.Dkimd, Brand: o.Brand, Timeout: o.Timeout, Logger: o.Logger}
-	var err error
-	switch {
-	case len(o.Dkimd) == 0:
-		return so, fmt.Errorf("--dkimd (or %s) is needed", envName("dkimd"))
-	case o.CAFile == "":
-		return so, fmt.Errorf("--tls-ca (or %s) is needed", envName("tls-ca"))
-	case (o.CertFile == "") != (o.KeyFile == ""):
-		return so, errors.New("--tls-cert and --tls-key go together")
-	case (o.CertFile == "") == (o.TokenFile == ""):
-		return so, errors.New("either --tls-cert with --tls-key, or --token-file is needed")
-	case o.Timeout <= 0:
-		return so, fmt.Errorf("--timeout is %s; it must be more than 0", o.Timeout)
-	}
-	if so.TLS, err = o.tls(); err != nil {
+	so, err := o.Connection.options(o.Logger)
+	if err != nil {
 		return so, err
 	}
-	if o.TokenFile != "" {
-		if so.Token, err = tokenFile(o.TokenFile); err != nil {
-			return so, err
-		}
+	if o.Timeout <= 0 {
+		return so, fmt.Errorf("--timeout is %s; it must be more than 0", o.Timeout)
 	}
+	so.Timeout = o.Timeout
 	switch o.Mode {
 	case "remote":
 		if o.SignerName != "" {
@@ -229,13 +174,6 @@ func (o *Milter) signerOptions() (signer.Options, error) {
 		return so, fmt.Errorf("--mode is remote or local, not %q", o.Mode)
 	}
 	return so, nil
-}
-
-func (o *Milter) tls() (*tls.Config, error) {
-	if o.CertFile == "" {
-		return pki.AnonymousTLS(o.CAFile, o.ServerName)
-	}
-	return pki.ClientTLS(o.CAFile, o.CertFile, o.KeyFile, o.ServerName, o.Logger)
 }
 
 // tokenFile reads a token from a file that nobody but its owner may read.

@@ -44,6 +44,7 @@ var tiers = map[string]int{
 	"config":  3,
 	"gateway": 3,
 	"milter":  3,
+	"agent":   3,
 	// Wiring.
 	"embedetcd": 4,
 	"app":       4,

@@ -1,0 +1,309 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const (
+	manifestName = "manifest.json"
+	keysName     = "keys"
+	// unfinished is the end of the name of a file that is being written.
+	unfinished = ".tmp"
+)
+
+// keyFilePattern is what the names of files with keys look like.
+var keyFilePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*\.(pem|sealed)$`)
+
+// ErrStrange says that a directory holds what no agent wrote there.
+var ErrStrange = errors.New("the directory is not the agent's alone")
+
+// manifest is what a folder holds, so that it is known after a restart.
+type manifest struct {
+	Format string   `json:"format"`
+	Tables []string `json:"tables"`
+	// Refs are all that tables may name.
+	Refs []Ref `json:"refs"`
+}
+
+// folder is a directory with tables and, below it, files with keys. Each file is
+// replaced whole. It is used by one process at a time.
+type folder struct {
+	dir   string
+	group int // of all files, -1: that of the process
+	lock  *os.File
+	man   manifest
+	// fault is called before each operation on a file. Tests let it fail, or be left
+	// out by errDone.
+	fault func(operation, path string) error
+}
+
+// errDone says that an operation need not be carried out.
+var errDone = errors.New("done")
+
+// do carries out an operation on a file.
+func (f *folder) do(operation, path string, carryOut func() error) error {
+	err := f.fault(operation, path)
+	if errors.Is(err, errDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return carryOut()
+}
+
+// openFolder takes a directory into use, which is empty, or not there, or was used
+// with the same format before. Unfinished files and tables of other names are
+// removed. It returns ErrStrange.
+func openFolder(dir, format string, tables []string, group int, fault func(operation, path string) error) (*folder, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	f := &folder{dir: abs, group: group, fault: fault}
+	if f.fault == nil {
+		f.fault = func(string, string) error { return nil }
+	}
+	if err := f.open(format, tables); err != nil {
+		return nil, errors.Join(err, f.close())
+	}
+	return f, nil
+}
+
+func (f *folder) open(format string, tables []string) error {
+	if err := os.MkdirAll(f.dir, 0o700); err != nil {
+		return err
+	}
+	lock, err := os.Open(f.dir)
+	if err != nil {
+		return err
+	}
+	f.lock = lock
+	if err := lockFile(lock); err != nil {
+		return fmt.Errorf("%s: is another agent at work there? %w", f.dir, err)
+	}
+	if err := f.readManifest(format); err != nil {
+		return err
+	}
+	allowed := append(slices.Clone(tables), f.man.Tables...)
+	if err := f.check(allowed); err != nil {
+		return err
+	}
+	if err := f.permit(f.dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Mkdir(f.path(keysName), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := f.permit(f.path(keysName), 0o700); err != nil {
+		return err
+	}
+	return f.clean(format, tables, allowed)
+}
+
+func (f *folder) close() error {
+	if f.lock == nil {
+		return nil
+	}
+	return f.lock.Close()
+}
+
+func (f *folder) path(name ...string) string {
+	return filepath.Join(append([]string{f.dir}, name...)...)
+}
+
+func (f *folder) readManifest(format string) error {
+	info, err := os.Lstat(f.path(manifestName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%w: %s is no file", ErrStrange, f.path(manifestName))
+	}
+	data, err := os.ReadFile(f.path(manifestName))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, &f.man); err != nil {
+		return fmt.Errorf("%s cannot be read, empty the directory: %w", f.path(manifestName), err)
+	}
+	if f.man.Format != format {
+		return fmt.Errorf("%w: %s holds files for %s, not for %s: choose another, or empty it", ErrStrange, f.dir, f.man.Format, format)
+	}
+	f.man.Refs = slices.DeleteFunc(f.man.Refs, func(r Ref) bool { return r.check() != nil })
+	return nil
+}
+
+// check refuses a directory with other files than those of an agent.
+func (f *folder) check(tables []string) error {
+	entries, err := os.ReadDir(f.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := strings.TrimSuffix(e.Name(), unfinished)
+		known := name == manifestName || f.man.Format != "" && slices.Contains(tables, name)
+		if e.Name() == keysName {
+			known = e.IsDir()
+		} else if !e.Type().IsRegular() {
+			known = false
+		}
+		if !known {
+			return fmt.Errorf("%w: %s was there before: choose a directory that is empty or that does not exist", ErrStrange, f.path(e.Name()))
+		}
+	}
+	entries, err = os.ReadDir(f.path(keysName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() || f.man.Format == "" || !keyFilePattern.MatchString(strings.TrimSuffix(e.Name(), unfinished)) {
+			return fmt.Errorf("%w: %s is no file of an agent: take it away", ErrStrange, f.path(keysName, e.Name()))
+		}
+	}
+	return nil
+}
+
+// clean removes what a process that was ended left, and what is of no use any more.
+func (f *folder) clean(format string, tables, allowed []string) error {
+	f.man.Format = format
+	f.man.Tables = slices.Compact(slices.Sorted(slices.Values(allowed)))
+	if err := f.writeManifest(); err != nil {
+		return err
+	}
+	for _, dir := range []string{f.dir, f.path(keysName)} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			stale := dir == f.dir && slices.Contains(allowed, e.Name()) && !slices.Contains(tables, e.Name())
+			if stale || strings.HasSuffix(e.Name(), unfinished) {
+				if err := f.remove(filepath.Join(dir, e.Name())); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	f.man.Tables = slices.Sorted(slices.Values(tables))
+	return f.writeManifest()
+}
+
+// permit sets mode and group of a file or directory.
+func (f *folder) permit(path string, mode fs.FileMode) error {
+	if f.group >= 0 {
+		if err := os.Chown(path, -1, f.group); err != nil {
+			return err
+		}
+		mode |= mode & 0o500 >> 3 // the group reads and enters
+	}
+	return os.Chmod(path, mode)
+}
+
+func (f *folder) writeManifest() error {
+	data, err := json.Marshal(f.man)
+	if err != nil {
+		return err
+	}
+	if old, err := os.ReadFile(f.path(manifestName)); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	if err := f.write(f.path(manifestName), data); err != nil {
+		return err
+	}
+	return f.sync(f.dir)
+}
+
+// setRefs notes what tables may name.
+func (f *folder) setRefs(refs []Ref) error {
+	before := f.man.Refs
+	f.man.Refs = refs
+	if err := f.writeManifest(); err != nil {
+		f.man.Refs = before
+		return err
+	}
+	return nil
+}
+
+// write replaces a file. The directory has to be synced after it.
+func (f *folder) write(path string, data []byte) error {
+	tmp := path + unfinished
+	err := f.writeTo(tmp, data)
+	if err == nil {
+		err = f.do("rename", path, func() error { return os.Rename(tmp, path) })
+	}
+	if err != nil {
+		_ = f.remove(tmp) // makes room on a full disk; the next start does it too
+	}
+	return err
+}
+
+func (f *folder) writeTo(tmp string, data []byte) (err error) {
+	if err := f.fault("create", tmp); err != nil {
+		return err
+	}
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	file, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if err := f.fault("write", tmp); err != nil {
+		_, _ = file.Write(data[:len(data)/2]) // as when the disk is full
+		return err
+	}
+	if _, err := file.Write(data); err != nil {
+		return err
+	}
+	if err := f.permit(tmp, 0o600); err != nil {
+		return err
+	}
+	return f.do("sync", tmp, file.Sync)
+}
+
+func (f *folder) remove(path string) error {
+	return f.do("remove", path, func() error {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+// sync makes what was renamed and removed in a directory last.
+func (f *folder) sync(dir string) error {
+	return f.do("sync", dir, func() error {
+		d, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		return errors.Join(d.Sync(), d.Close())
+	})
+}
+
+// keyFiles are the names of the files with keys.
+func (f *folder) keyFiles() (map[string]bool, error) {
+	entries, err := os.ReadDir(f.path(keysName))
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]bool, len(entries))
+	for _, e := range entries {
+		names[e.Name()] = true
+	}
+	return names, nil
+}

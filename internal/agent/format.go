@@ -1,0 +1,112 @@
+package agent
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Format says how a signer reads keys.
+type Format struct {
+	// Name is what it is called on the command line.
+	Name string
+	// MustReload says that the signer does not look by itself whether they changed.
+	MustReload bool
+	// tables are the names of its files, in the order in which they are written:
+	// those that say where keys are before those that say which of them sign.
+	tables []string
+	// render makes them, in the same order. It is pure.
+	render func(View) ([][]byte, error)
+}
+
+// View is what a Format shows.
+type View struct {
+	// Dir is the directory of the files, absolute.
+	Dir string
+	// Entries are sorted by their Sender, each is there once.
+	Entries []Entry
+	// Default signs mail of all other domains, if there are Refs.
+	Default Entry
+	// Refs are all keys that are in files: those of Entries, keys that may come to
+	// sign, and keys that signed until lately.
+	Refs []Ref
+}
+
+// Formats are those that need nothing to be made.
+func Formats() []Format {
+	return []Format{openDKIM, exim}
+}
+
+// FormatNamed is the one of Formats with that name.
+func FormatNamed(name string) (Format, bool) {
+	i := slices.IndexFunc(Formats(), func(f Format) bool { return f.Name == name })
+	if i < 0 {
+		return Format{}, false
+	}
+	return Formats()[i], true
+}
+
+func compareRefs(a, b Ref) int {
+	return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Selector, b.Selector), cmp.Compare(a.Key, b.Key))
+}
+
+// openDKIM is a KeyTable, and a SigningTable to be read as refile. A domain with
+// several keys has several lines, which OpenDKIM takes with MultipleSignatures.
+var openDKIM = Format{Name: "opendkim", MustReload: true, tables: []string{"KeyTable", "SigningTable"}, render: func(v View) ([][]byte, error) {
+	var keys, signs bytes.Buffer
+	for _, r := range v.Refs {
+		fmt.Fprintf(&keys, "%s %s:%s:%s\n", r.label(), r.Domain, r.Selector, r.path(v.Dir))
+	}
+	for _, e := range v.Entries {
+		for _, r := range e.Refs {
+			fmt.Fprintf(&signs, "*@%s %s\n", e.Sender, r.label())
+		}
+	}
+	return [][]byte{keys.Bytes(), signs.Bytes()}, nil
+}}
+
+// exim is three files for lsearch: where each key is, which selectors sign for a
+// d=, and which d= for the domain of a sender.
+var exim = Format{Name: "exim", tables: []string{"keys", "selectors", "domains"}, render: func(v View) ([][]byte, error) {
+	var keys, selectors, domains bytes.Buffer
+	// Keys are looked up by their selector. While the key before is still there, the
+	// one that signs is meant.
+	signing := make(map[string][]Ref)
+	path := make(map[string]string)
+	entries := v.Entries
+	if len(v.Default.Refs) > 0 {
+		entries = append(slices.Clone(entries), Entry{Sender: "*", Refs: v.Default.Refs})
+	}
+	for _, e := range entries {
+		d := e.Refs[0].Domain
+		fmt.Fprintf(&domains, "%s: %s\n", e.Sender, d)
+		for _, r := range e.Refs {
+			// All Refs of an entry have the same d=, and two entries with the same d=
+			// have the same Refs, but for a moment at most: then either will do.
+			path[r.Selector+"._domainkey."+r.Domain] = r.path(v.Dir)
+		}
+		signing[d] = e.Refs
+	}
+	for _, r := range v.Refs {
+		name := r.Selector + "._domainkey." + r.Domain
+		if path[name] == "" {
+			path[name] = r.path(v.Dir)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(path)) {
+		fmt.Fprintf(&keys, "%s: %s\n", name, path[name])
+	}
+	for _, d := range slices.Sorted(maps.Keys(signing)) {
+		fmt.Fprintf(&selectors, "%s:", d)
+		for i, r := range signing[d] {
+			if i > 0 {
+				selectors.WriteString(" :")
+			}
+			fmt.Fprintf(&selectors, " %s", r.Selector)
+		}
+		selectors.WriteByte('\n')
+	}
+	return [][]byte{keys.Bytes(), selectors.Bytes(), domains.Bytes()}, nil
+}}

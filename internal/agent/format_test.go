@@ -1,0 +1,155 @@
+package agent_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/dkimzone/dkimzone/internal/agent"
+)
+
+// ref is a key of a domain as d= that signs mail.
+func ref(domain, selector, id string) agent.Ref {
+	k := info(domain, selector, id)
+	return agent.Ref{Domain: domain, Selector: selector, Algorithm: k.Algorithm, Key: k.Name}
+}
+
+// sample has a domain with two keys, one that is signed with a default key, one whose
+// key has just been replaced by one with the same selector, and a key that stands by.
+func sample() agent.View {
+	rsa, ed := ref("a.dk", "s1", "k1"), ref("a.dk", "ed1", "k2")
+	def := ref("acme.keys.example.net", "default1", "k3")
+	now, before := ref("c.dk", "s1", "k5"), ref("c.dk", "s1", "k4")
+	return agent.View{
+		Dir: "/var/lib/agent",
+		Entries: []agent.Entry{
+			{Sender: "a.dk", Refs: []agent.Ref{rsa, ed}},
+			{Sender: "b.dk", Refs: []agent.Ref{def}},
+			{Sender: "c.dk", Refs: []agent.Ref{now}},
+		},
+		Default: agent.Entry{Refs: []agent.Ref{def}},
+		Refs:    []agent.Ref{ed, rsa, ref("a.dk", "s2", "k6"), def, before, now},
+	}
+}
+
+// TestRender compares with the files in testdata.
+func TestRender(t *testing.T) {
+	for _, f := range agent.Formats() {
+		t.Run(f.Name, func(t *testing.T) {
+			got, err := agent.Render(f, sample())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, name := range agent.Tables(f) {
+				want, err := os.ReadFile(filepath.Join("testdata", f.Name, name))
+				if err != nil {
+					t.Error(err)
+				}
+				if diff := cmp.Diff(string(want), string(got[i])); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", name, diff)
+				}
+			}
+		})
+	}
+}
+
+// table reads lines of a key, a separator and a value.
+func table(data []byte, separator string) (map[string][]string, error) {
+	rows := make(map[string][]string)
+	for line := range strings.Lines(string(data)) {
+		key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), separator)
+		if !ok || key == "" || value == "" || strings.TrimSpace(key+value) != key+value {
+			return nil, fmt.Errorf("line %q", line)
+		}
+		rows[key] = append(rows[key], value)
+	}
+	return rows, nil
+}
+
+// readers say by the tables of a format with which selectors, d= and files mail of a
+// domain is signed.
+var readers = map[string]func(tables [][]byte, sender string) ([]string, error){
+	"opendkim": func(tables [][]byte, sender string) ([]string, error) {
+		keys, err := table(tables[0], " ")
+		if err != nil {
+			return nil, err
+		}
+		signing, err := table(tables[1], " ")
+		var found []string
+		for _, name := range signing["*@"+sender] {
+			found = append(found, keys[name]...)
+		}
+		return found, err
+	},
+	"exim": func(tables [][]byte, sender string) ([]string, error) {
+		var t [3]map[string][]string
+		for i := range t {
+			var err error
+			if t[i], err = table(tables[i], ": "); err != nil {
+				return nil, err
+			}
+			for key, values := range t[i] {
+				if len(values) != 1 {
+					return nil, fmt.Errorf("%s is there %d times", key, len(values))
+				}
+			}
+		}
+		if t[2][sender] == nil {
+			return nil, nil
+		}
+		d := t[2][sender][0]
+		var found []string
+		for selector := range strings.SplitSeq(t[1][d][0], " : ") {
+			found = append(found, d+":"+selector+":"+t[0][selector+"._domainkey."+d][0])
+		}
+		return found, nil
+	},
+}
+
+// What a table says is what went in, for any names.
+func TestTablesReadBack(t *testing.T) {
+	label := rapid.StringMatching(`[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?`)
+	for format, read := range readers {
+		t.Run(format, func(t *testing.T) {
+			f, _ := agent.FormatNamed(format)
+			rapid.Check(t, func(t *rapid.T) {
+				v := agent.View{Dir: "/d"}
+				for i, name := range rapid.SliceOfNDistinct(label, 0, 8, rapid.ID[string]).Draw(t, "domains") {
+					domain := name + "." + label.Draw(t, "parent") + ".dk"
+					e := agent.Entry{Sender: domain}
+					selectors := rapid.SliceOfNDistinct(label, 1, 3, rapid.ID[string]).Draw(t, "selectors")
+					for j, s := range selectors {
+						e.Refs = append(e.Refs, ref(domain, s, fmt.Sprintf("k%dx%d", i, j)))
+					}
+					v.Entries = append(v.Entries, e)
+					v.Refs = append(v.Refs, e.Refs...)
+				}
+				tables, err := agent.Render(f, v)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range v.Entries {
+					var want []string
+					for _, r := range e.Refs {
+						want = append(want, r.Domain+":"+r.Selector+":"+agent.KeyPath(v.Dir, r))
+					}
+					got, err := read(tables, e.Sender)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if diff := cmp.Diff(want, got); diff != "" {
+						t.Errorf("%s (-want +got):\n%s", e.Sender, diff)
+					}
+				}
+				if got, err := read(tables, "nobody.example"); err != nil || len(got) > 0 {
+					t.Errorf("%v, %v", got, err)
+				}
+			})
+		})
+	}
+}
