@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -62,6 +63,10 @@ backend dkimd
 // startRspamd starts an rspamd that reads its keys through a balancer.
 func (r *signersRun) startRspamd() func(context.Context, string) (string, error) {
 	r.t.Helper()
+	doc, err := os.ReadFile("../../docs/signers.md")
+	if err != nil || !strings.Contains(string(doc), balancer) {
+		r.t.Errorf("docs/signers.md does not have this: %v\n%s", err, balancer)
+	}
 	var token string
 	r.must(r.call(r.t.Context(), func(ctx context.Context, d *dkimd) error {
 		resp, err := d.access.CreateToken(ctx, &dkimv1.CreateTokenRequest{Token: &dkimv1.Token{Role: dkimv1.Role_ROLE_SIGNER, Subject: "rspamd"}})
