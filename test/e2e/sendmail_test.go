@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/dkimzone/dkimzone/test/harness"
+	"github.com/dkimzone/dkimzone/test/mta"
 )
 
 // sendmailLines are what docs/signers.md says to put into sendmail.mc.
@@ -110,16 +111,16 @@ func TestSendmail(t *testing.T) {
 	listen := harness.Addr(t)
 	// L=990 is what its SMTP mailers have.
 	milter := s.startMilter(t, listen, "", append([]string{"--long-lines", "unsigned", "--line-limit", "990"}, certFlags(s.signerCert(t, "mx1"))...)...)
-	relay, mails := sink(t)
+	relay, mails := mta.Sink(t)
 	addr := startSendmail(t, listen, relay)
 	for name, text := range messages() {
-		for _, code := range submit(t, addr, nil, text, text) {
+		for _, code := range mta.Submit(t, addr, nil, text, text) {
 			if code != 250 {
 				t.Errorf("%s: reply %d", name, code)
 			}
 		}
 		for range 2 {
-			got := receive(t, mails)
+			got := mta.Receive(t, mails)
 			if name == "over 998" || name == "long field" {
 				if strings.Contains(got, "DKIM-Signature") {
 					t.Errorf("%s is signed", name)

@@ -100,10 +100,19 @@ func (d *dkimd) leads(ctx context.Context) bool {
 	return err == nil && strings.Contains(page, "\ndkimd_controller_leading 1\n")
 }
 
+// newLifeSite starts it, with the customers' zones empty and keys that are rotated
+// every minute.
 func newLifeSite(t *testing.T, zones []string) *lifeSite {
 	t.Helper()
+	return newSite(t, harness.Addr(t), time.Minute, zones)
+}
+
+// newSite starts it with the resolver at an address, and keys that are rotated
+// every interval.
+func newSite(t *testing.T, resolver string, interval time.Duration, zones []string) *lifeSite {
+	t.Helper()
 	pki := harness.NewPKI(t)
-	s := &lifeSite{etcd: harness.StartCluster(t, pki), customers: harness.Addr(t), resolver: harness.Addr(t)}
+	s := &lifeSite{etcd: harness.StartCluster(t, pki), customers: harness.Addr(t), resolver: resolver}
 	nodes := map[string]string{"ns1." + zone: harness.Addr(t), "ns2." + zone: harness.Addr(t)}
 	kek := pki.KEK(t)
 	for i := range 2 {
@@ -123,7 +132,7 @@ func newLifeSite(t *testing.T, zones []string) *lifeSite {
 	z := &dkimv1.Zone{
 		RecordTtlSeconds: 60, NegativeTtlSeconds: 30,
 		RotationPolicy: &dkimv1.RotationPolicy{
-			Interval: durationpb.New(time.Minute), Drain: durationpb.New(lifeDrain), Gap: durationpb.New(time.Second),
+			Interval: durationpb.New(interval), Drain: durationpb.New(lifeDrain), Gap: durationpb.New(time.Second),
 			PublishLead: durationpb.New(0), CheckInterval: durationpb.New(lifeCheck),
 		},
 	}

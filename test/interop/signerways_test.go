@@ -16,7 +16,6 @@ import (
 	gomilter "github.com/emersion/go-milter"
 	"github.com/emersion/go-msgauth/dkim"
 
-	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/signer"
 	"github.com/dkimzone/dkimzone/test/harness"
 )
@@ -65,19 +64,15 @@ func (r *signersRun) startRspamd() func(context.Context, string) (string, error)
 	r.t.Helper()
 	doc, err := os.ReadFile("../../docs/signers.md")
 	if err != nil || !strings.Contains(string(doc), balancer) {
-		r.t.Errorf("docs/signers.md does not have this: %v\n%s", err, balancer)
+		r.t.Errorf("docs/signers.md does not have this: %v
+%s", err, balancer)
 	}
-	var token string
-	r.must(r.call(r.t.Context(), func(ctx context.Context, d *dkimd) error {
-		resp, err := d.access.CreateToken(ctx, &dkimv1.CreateTokenRequest{Token: &dkimv1.Token{Role: dkimv1.Role_ROLE_SIGNER, Subject: "rspamd"}})
-		token = resp.GetSecret()
-		return err
-	}))
 	vault := harness.Addr(r.t)
 	config := strings.NewReplacer("127.0.0.1:8200", vault, "/etc/dkimzone/ca.crt", r.etcd.PKI.Client(r.t, "haproxy", "signer").CA,
 		"dkimd1.example.net:9080", r.dkimd[0].http, "dkimd2.example.net:9080", r.dkimd[1].http).Replace(balancer)
 	start(r.t, "/usr/sbin/haproxy", "-db", "-f", write(r.t, filepath.Join(r.t.TempDir(), "haproxy.cfg"), config))
-	addr := startRspamd(r.t, "http://"+vault+"/vault", token, r.resolver)
+	settings := documented(r.t, "use_vault", "https://dkimd1.example.net:9080", "http://"+vault, "dkz_…", r.signerToken("rspamd"))
+	addr := startRspamd(r.t, "dkim_signing", settings, r.resolver)
 	return func(ctx context.Context, text string) (string, error) {
 		signatures, err := rspamdSign(ctx, addr, text)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -37,13 +38,7 @@ func TestVault(t *testing.T) {
 	l := &life{t: t, lifeSite: site, all: all, post: &post{t: t, site: site, lastUse: make(map[string]time.Time)}}
 	l.provision()
 
-	var token string
-	l.must(l.call(t.Context(), func(ctx context.Context, d *dkimd) error {
-		resp, err := d.access.CreateToken(ctx, &dkimv1.CreateTokenRequest{Token: &dkimv1.Token{Role: dkimv1.Role_ROLE_SIGNER, Subject: "rspamd"}})
-		token = resp.GetSecret()
-		return err
-	}))
-	addr := startRspamd(t, "https://"+site.dkimd[0].http+"/vault", token, site.resolver)
+	addr := startRspamd(t, "dkim_signing", vaultSettings(t, site.dkimd[0].http, l.signerToken("rspamd")), site.resolver)
 	begin := time.Now()
 	for _, s := range all {
 		l.waitSigning(t.Context(), s, "is signed with keys of its own", 5*time.Minute, ownKey)
@@ -81,9 +76,38 @@ func TestVault(t *testing.T) {
 	}
 }
 
-// startRspamd starts an rspamd with the settings of docs/signers.md, and returns
-// the address of its normal worker.
-func startRspamd(t *testing.T, vault, token, resolver string) string {
+// vaultSettings are those of docs/signers.md for an rspamd that reads keys as from a
+// Vault.
+func vaultSettings(t *testing.T, address, token string) string {
+	t.Helper()
+	return documented(t, "use_vault", "dkimd1.example.net:9080", address, "dkz_…", token)
+}
+
+// documented is the block of docs/signers.md that has a word, with the values of
+// this test in place of its own, given one after the other.
+func documented(t *testing.T, word string, values ...string) string {
+	t.Helper()
+	doc, err := os.ReadFile("../../docs/signers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, block := range strings.Split(string(doc), "\n```") {
+		if _, text, _ := strings.Cut(block, "\n"); i%2 == 1 && strings.Contains(text, word) {
+			for j := 0; j < len(values); j += 2 {
+				if !strings.Contains(text, values[j]) {
+					t.Fatalf("docs/signers.md has %s without %s:\n%s", word, values[j], text)
+				}
+			}
+			return strings.NewReplacer(values...).Replace(text) + "\n"
+		}
+	}
+	t.Fatalf("docs/signers.md has no block with %s", word)
+	return ""
+}
+
+// startRspamd starts an rspamd with settings of a module that signs, dkim_signing or
+// arc, and returns the address of its normal worker.
+func startRspamd(t *testing.T, module, settings, resolver string) string {
 	t.Helper()
 	dir, addr := t.TempDir(), harness.Addr(t)
 	host, port, err := net.SplitHostPort(resolver)
@@ -97,17 +121,11 @@ func startRspamd(t *testing.T, vault, token, resolver string) string {
     dns { nameserver = ["%[2]s:%[3]s:1"]; }
 }
 logging { type = "console"; level = "info"; }
-worker "normal" { bind_socket = "%[4]s"; count = 1; }
-modules { path = "/usr/share/rspamd/plugins/dkim_signing.lua"; }
-dkim_signing {
-    use_vault = true;
-    vault_url = "%[5]s";
-    vault_token = "%[6]s";
-    use_esld = false;
-    allow_username_mismatch = true;
-    no_ssl_verify = true;
-}
-`, dir, host, port, addr, vault, token)))
+worker "normal" { bind_socket = "%[4]s"; count = 1; task_timeout = 1min; }
+modules { path = "/usr/share/rspamd/plugins/%[5]s.lua"; }
+%[5]s {
+%[6]s}
+`, dir, host, port, addr, module, settings)))
 	harness.Eventually(t, limit, "rspamd answers", func() error {
 		_, err := rspamdSign(t.Context(), addr, fmt.Sprintf(vaultMessage, "nobody.dk"))
 		return err
@@ -118,30 +136,8 @@ dkim_signing {
 // rspamdSign hands a message of an authenticated sender to rspamd, and returns the
 // signatures that it wants to be added.
 func rspamdSign(ctx context.Context, addr, message string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/checkv2", strings.NewReader(message))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("User", "jo")
-	req.Header.Set("IP", "192.0.2.1")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, errors.New(resp.Status)
-	}
-	var doc struct {
-		Signature json.RawMessage `json:"dkim-signature"`
-	}
-	if err := json.Unmarshal(body, &doc); err != nil || doc.Signature == nil {
+	doc, err := rspamdCheck(ctx, addr, message)
+	if err != nil || doc.Signature == nil {
 		return nil, err
 	}
 	var one string
@@ -150,4 +146,38 @@ func rspamdSign(ctx context.Context, addr, message string) ([]string, error) {
 	}
 	var all []string
 	return all, json.Unmarshal(doc.Signature, &all)
+}
+
+// rspamdResult is what rspamd says of a message.
+type rspamdResult struct {
+	Signature json.RawMessage `json:"dkim-signature"` // one, or several
+	Milter    struct {
+		AddHeaders map[string]struct {
+			Value string `json:"value"`
+		} `json:"add_headers"`
+	} `json:"milter"`
+}
+
+func rspamdCheck(ctx context.Context, addr, message string) (doc rspamdResult, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit) // a big message takes long
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/checkv2", strings.NewReader(message))
+	if err != nil {
+		return doc, err
+	}
+	req.Header.Set("User", "jo")
+	req.Header.Set("IP", "192.0.2.1")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return doc, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return doc, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return doc, errors.New(resp.Status)
+	}
+	return doc, json.Unmarshal(body, &doc)
 }
