@@ -64,8 +64,7 @@ func (r *signersRun) startRspamd() func(context.Context, string) (string, error)
 	r.t.Helper()
 	doc, err := os.ReadFile("../../docs/signers.md")
 	if err != nil || !strings.Contains(string(doc), balancer) {
-		r.t.Errorf("docs/signers.md does not have this: %v
-%s", err, balancer)
+		r.t.Errorf("docs/signers.md does not have this: %v\n%s", err, balancer)
 	}
 	vault := harness.Addr(r.t)
 	config := strings.NewReplacer("127.0.0.1:8200", vault, "/etc/dkimzone/ca.crt", r.etcd.PKI.Client(r.t, "haproxy", "signer").CA,
