@@ -94,7 +94,7 @@ func (f *fakeEtcd) deliver() {
 				resp.Events = append(resp.Events, ev)
 			}
 		}
-		w.next = f.rev + 1
+		w.next = max(w.next, f.rev+1)
 		if len(resp.Events) > 0 {
 			w.ch <- resp
 		}
@@ -209,6 +209,15 @@ func (f *fakeEtcd) unseen(fn func()) {
 }
 
 func (f *fakeEtcd) compact() { f.set(func(f *fakeEtcd) { f.compacted = f.rev }) }
+
+// rewind puts a backup of a revision in place. Watches wait for what they have
+// not had.
+func (f *fakeEtcd) rewind(rev int64) {
+	f.set(func(f *fakeEtcd) {
+		f.rev = rev
+		f.history = slices.DeleteFunc(f.history, func(ev *clientv3.Event) bool { return ev.Kv.ModRevision > rev })
+	})
+}
 
 // cut ends all watches as a server that stops does.
 func (f *fakeEtcd) cut() {

@@ -52,6 +52,7 @@ type loop struct {
 	listed    bool // the view is a whole zone, if only an old one
 	hold      *hold
 	passes    uint16 // the mark of the latest pass
+	turns     int    // how often a resync began or ended
 	warned    map[string]bool
 	lost      bool      // the failure was logged
 	due       time.Time // of the next periodic pass
@@ -151,7 +152,7 @@ func (l *loop) session(ctx context.Context) error {
 	s := &session{loop: l, client: set.client, interval: set.reconcile, cancelWatch: func() {}, cancelPass: func() {}}
 	defer func() { s.cancelWatch(); s.cancelPass() }()
 
-	h := s.head(ctx, s.rev)
+	h := s.head(ctx, s.question())
 	if h.err != nil {
 		return h.err
 	}
@@ -175,6 +176,7 @@ func (l *loop) session(ctx context.Context) error {
 	}
 	s.reconcile = time.NewTimer(time.Until(l.due))
 	defer s.reconcile.Stop()
+	defer s.dropComparison()
 	for {
 		var pages chan page
 		if s.pass != nil && !s.pass.complete {
@@ -191,17 +193,14 @@ func (l *loop) session(ctx context.Context) error {
 		case p := <-pages:
 			err = s.page(ctx, p)
 		case <-beat.C:
-			have := s.rev
-			go func() { heads <- s.head(ctx, have) }()
+			q := s.question()
+			go func() { heads <- s.head(ctx, q) }()
 			continue
 		case h := <-heads:
 			beat.Reset(jitter(heartbeatInterval))
 			err = s.heartbeat(ctx, h)
 		case <-s.reconcile.C:
-			s.compareIn(s.interval)
-			if s.pass == nil && s.watch != nil {
-				s.startPass(ctx, CausePeriodic)
-			}
+			s.compare(ctx)
 			continue
 		}
 		if err == nil {
@@ -221,10 +220,24 @@ func (s *session) compareIn(d time.Duration) {
 	s.reconcile.Reset(d)
 }
 
+// question is what the answer of etcd to it is judged by.
+type question struct {
+	seen  int64 // a revision that etcd is at or past
+	turns int   // of the loop: the answer says nothing about a zone that was listed since
+}
+
+func (s *session) question() question {
+	q := question{seen: s.rev, turns: s.turns}
+	if s.pass != nil {
+		q.seen = max(q.seen, s.pass.rev)
+	}
+	return q
+}
+
 // head is what the zone object says about where etcd is.
 type head struct {
+	question
 	at        time.Time // when it was asked for
-	have      int64     // what the view had then, which etcd is at or past
 	clusterID uint64
 	rev       int64
 	kv        *mvccpb.KeyValue // nil: there is no zone
@@ -233,7 +246,7 @@ type head struct {
 
 // head asks etcd. A member that is cut off from the others, or stopped, is no
 // reason to believe that etcd is gone: the next one is asked as well.
-func (s *session) head(ctx context.Context, have int64) head {
+func (s *session) head(ctx context.Context, q question) head {
 	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), heartbeatTimeout)
 	defer cancel()
 	answers := make(chan head, heartbeatAsked)
@@ -241,10 +254,10 @@ func (s *session) head(ctx context.Context, have int64) head {
 		at := time.Now()
 		resp, err := s.client.Get(ctx, s.apexKey)
 		if err != nil {
-			answers <- head{err: err}
+			answers <- head{question: q, err: err}
 			return
 		}
-		h := head{at: at, have: have, clusterID: resp.Header.GetClusterId(), rev: resp.Header.GetRevision()}
+		h := head{question: q, at: at, clusterID: resp.Header.GetClusterId(), rev: resp.Header.GetRevision()}
 		if len(resp.Kvs) > 0 {
 			h.kv = resp.Kvs[0]
 		}
@@ -273,7 +286,7 @@ func (l *loop) resyncCause(h head) Cause {
 		return CauseStart
 	case h.clusterID != l.clusterID:
 		return CauseCluster
-	case h.rev < h.have: // not l.rev: the watch may have been faster than the answer
+	case h.rev < h.seen: // not l.rev: the watch may have been faster than the answer
 		return CauseRevision
 	case l.hold != nil:
 		return CauseHeld
@@ -285,9 +298,13 @@ func (l *loop) resyncCause(h head) Cause {
 
 // heartbeat judges what a head says about the watch.
 func (s *session) heartbeat(ctx context.Context, h head) error {
+	if h.turns != s.turns {
+		return nil
+	}
 	if h.err != nil {
 		// The watch may still be alive, or come back by itself.
 		s.disconnected(ctx, h.err)
+		s.dropComparison()
 		return nil
 	}
 	if s.pass != nil && s.pass.resync {

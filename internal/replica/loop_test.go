@@ -206,7 +206,7 @@ func TestResync(t *testing.T) {
 			}
 			synctest.Wait()
 			f.unseen(func() {
-				f.set(func(f *fakeEtcd) { f.rev, f.history = 2, f.history[:51] })
+				f.rewind(2)
 				f.write(touch(t, 1, "changed"))
 				f.write(touch(t, 2, ""))
 			})

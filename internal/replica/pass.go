@@ -21,8 +21,11 @@ const (
 // which are applied at its end: the listing needs no memory of its own, and
 // what is served stays as it was until all of it is known.
 //
-// A resync has the watch stopped. A periodic pass has it running, and leaves
-// alone what the watch touched meanwhile.
+// A resync has the watch stopped. A periodic pass, the comparison, has it
+// running, and leaves alone what the watch touched meanwhile. It is right only as
+// long as both tell of one history, so it is dropped when etcd turns out to have
+// gone back, and when following etcd is interrupted: a backup may be put in place
+// then.
 type pass struct {
 	cause    Cause
 	resync   bool
@@ -31,6 +34,7 @@ type pass struct {
 	pages    chan page
 	complete bool
 	began    time.Time
+	seen     int64 // a revision that the listing is of or past, unless etcd goes back
 
 	clusterID uint64
 	rev       int64
@@ -44,6 +48,30 @@ type change struct {
 	rec   schema.PublicRecord
 }
 
+// compare begins a periodic pass, if there is a watch for it to run beside.
+func (s *session) compare(ctx context.Context) {
+	if s.lost {
+		s.compareSoon()
+		return
+	}
+	s.compareIn(s.interval)
+	if s.pass == nil && s.watch != nil {
+		s.startPass(ctx, CausePeriodic)
+	}
+}
+
+// dropComparison forgets a periodic pass that is under way.
+func (s *session) dropComparison() {
+	if s.pass == nil || s.pass.resync {
+		return
+	}
+	s.cancelPass()
+	s.pass = nil
+	s.compareSoon()
+}
+
+func (s *session) compareSoon() { s.compareIn(min(s.interval, reconcileRetry)) }
+
 func (s *session) startPass(ctx context.Context, cause Cause) {
 	s.cancelPass()
 	s.passes++
@@ -52,9 +80,10 @@ func (s *session) startPass(ctx context.Context, cause Cause) {
 	}
 	p := &pass{
 		cause: cause, resync: cause != CausePeriodic, direct: !s.Loaded(), mark: s.passes,
-		pages: make(chan page), began: time.Now(), touched: make(map[string]struct{}),
+		pages: make(chan page), began: time.Now(), seen: s.rev, touched: make(map[string]struct{}),
 	}
 	if p.resync {
+		s.turns++
 		s.stopWatch()
 		if cause != CauseHeld { // of a hold, its begin and its end are told
 			s.logger.LogAttrs(ctx, slog.LevelInfo, "listing the zone", slog.String("cause", string(cause)))
@@ -80,13 +109,16 @@ func (s *session) page(ctx context.Context, pg page) error {
 		if p.resync {
 			return pg.err
 		}
-		s.pass = nil // the watch goes on
-		s.compareIn(min(s.interval, reconcileRetry))
+		s.dropComparison() // the watch goes on
 		return nil
 	}
 	if pg.rev != 0 {
 		if p.clusterID != 0 && pg.clusterID != p.clusterID || !p.resync && pg.clusterID != s.clusterID {
 			return errMixed
+		}
+		if !p.resync && pg.rev < p.seen {
+			s.startPass(ctx, CauseRevision)
+			return nil
 		}
 		p.clusterID, p.rev = pg.clusterID, pg.rev
 	}
@@ -133,7 +165,9 @@ func (s *session) finish(ctx context.Context) error {
 	}
 	s.pass = nil
 	s.cancelPass()
-	if !p.resync {
+	if p.resync {
+		s.turns++
+	} else {
 		p.puts = untouched(p.puts, p.touched)
 	}
 	gone := p.apexKV == nil && s.apexKV != nil && (p.resync || s.apexKV.ModRevision <= p.rev)

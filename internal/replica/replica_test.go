@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -276,4 +278,122 @@ func BenchmarkWriteToServed(b *testing.B) {
 		wait(b, h, e.write(b, putRecord(b, i%1000, "key")))
 		i++
 	}
+}
+
+// switched is a client of one etcd and then of another, between which listings and
+// questions wait.
+type switched struct {
+	mu      sync.Mutex
+	etcd    *clientv3.Client
+	held    chan struct{} // nil, or closed to let go of what waits
+	listing chan struct{} // closed when a listing waits
+}
+
+func (c *switched) client(ctx context.Context, listing bool) (*clientv3.Client, error) {
+	c.mu.Lock()
+	held := c.held
+	if held != nil && listing && c.listing != nil {
+		close(c.listing)
+		c.listing = nil
+	}
+	c.mu.Unlock()
+	if held != nil {
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.etcd, nil
+}
+
+// hold returns when a listing waits.
+func (c *switched) hold() {
+	listing := make(chan struct{})
+	c.mu.Lock()
+	c.held, c.listing = make(chan struct{}), listing
+	c.mu.Unlock()
+	<-listing
+}
+
+func (c *switched) letGo(etcd *clientv3.Client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.held)
+	c.held, c.etcd = nil, etcd
+}
+
+func (c *switched) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	etcd, err := c.client(ctx, len(clientv3.OpGet(key, opts...).RangeBytes()) > 0)
+	if err != nil {
+		return nil, err
+	}
+	return etcd.Get(ctx, key, opts...)
+}
+
+func (c *switched) GetStream(ctx context.Context, key string, opts ...clientv3.OpOption) (clientv3.GetStreamChan, error) {
+	etcd, err := c.client(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	return etcd.GetStream(ctx, key, opts...)
+}
+
+func (c *switched) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.etcd.Watch(ctx, key, opts...)
+}
+
+// With a real etcd: a backup takes its place while a comparison is under way.
+// The listing is older than what is served.
+func TestRealBackupUnderAComparison(t *testing.T) {
+	data, backup := t.TempDir(), t.TempDir()
+	before := startEtcd(t, data, "")
+	before.write(t, putRecord(t, 1, "first"), putRecord(t, 2, "first"))
+	before.stop()
+	if err := os.CopyFS(backup, os.DirFS(data)); err != nil {
+		t.Fatal(err)
+	}
+	before = startEtcd(t, data, "")
+	defer before.stop()
+	client := &switched{etcd: before.Client}
+	defer replica.RegisterInProcess(t.Name(), client)()
+	h := acquire(t, replica.Config{
+		Etcd:              etcdclient.Config{Endpoints: []string{replica.InProcessScheme + t.Name()}},
+		ReconcileInterval: replica.MinReconcileInterval,
+	})
+	defer release(t, h) // while there is an etcd
+	var ours int64
+	for i := range 5 {
+		ours = before.write(t, putRecord(t, 1, fmt.Sprint("undone", i)))
+	}
+	wait(t, h, ours)
+
+	client.hold()
+	after := startEtcd(t, backup, "")
+	defer after.stop()
+	rev := after.write(t, putRecord(t, 2, "after"))
+	if rev >= ours {
+		t.Fatalf("at revision %d, want one before %d", rev, ours)
+	}
+	client.letGo(after.Client)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for a := h.Apex(); a.Revision != rev; {
+		var err error
+		if a, err = h.WaitChange(ctx, a); err != nil {
+			t.Fatalf("%v, status = %+v", err, h.Status())
+		}
+	}
+	wait(t, h, rev)
+	if s := h.Status(); s.Repairs != 0 || s.Resyncs[replica.CauseRevision] != 1 {
+		t.Errorf("status = %+v, want a listing because of the revision and no repairs", s)
+	}
+	want(t, h, 1, "first")
+	want(t, h, 2, "after")
+	wait(t, h, after.write(t, putRecord(t, 3, "later")))
+	want(t, h, 3, "later")
 }
