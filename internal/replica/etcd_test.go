@@ -30,6 +30,7 @@ type fakeEtcd struct {
 	rev       int64
 	compacted int64
 	history   []*clientv3.Event // in order of revisions
+	versions  map[string]int64
 	watches   []*fakeWatch
 	down      bool
 	hung      bool                       // watches bring nothing
@@ -48,7 +49,9 @@ type fakeWatch struct {
 	end  string
 }
 
-func newFakeEtcd() *fakeEtcd { return &fakeEtcd{clusterID: 77, rev: 1} }
+func newFakeEtcd() *fakeEtcd {
+	return &fakeEtcd{clusterID: 77, rev: 1, versions: make(map[string]int64)}
+}
 
 // before has fn called with each Get from now on.
 func (f *fakeEtcd) before(fn func(clientv3.Op) error) {
@@ -68,9 +71,12 @@ func (f *fakeEtcd) write(kvs map[string][]byte) int64 {
 	}
 	slices.Sort(keys)
 	for _, key := range keys {
-		ev := &clientv3.Event{Type: mvccpb.Event_PUT, Kv: &mvccpb.KeyValue{Key: []byte(key), Value: kvs[key], ModRevision: f.rev}}
+		f.versions[key]++
+		ev := &clientv3.Event{Type: mvccpb.Event_PUT, Kv: &mvccpb.KeyValue{
+			Key: []byte(key), Value: kvs[key], ModRevision: f.rev, Version: f.versions[key],
+		}}
 		if kvs[key] == nil {
-			ev.Type = mvccpb.Event_DELETE
+			ev.Type, ev.Kv.Version, f.versions[key] = mvccpb.Event_DELETE, 0, 0
 		}
 		f.history = append(f.history, ev)
 	}
@@ -216,6 +222,10 @@ func (f *fakeEtcd) rewind(rev int64) {
 	f.set(func(f *fakeEtcd) {
 		f.rev = rev
 		f.history = slices.DeleteFunc(f.history, func(ev *clientv3.Event) bool { return ev.Kv.ModRevision > rev })
+		clear(f.versions)
+		for _, ev := range f.history {
+			f.versions[string(ev.Kv.Key)] = ev.Kv.Version
+		}
 	})
 }
 
@@ -277,6 +287,15 @@ func zoneOf(t testing.TB, n int) map[string][]byte {
 	for i := range n {
 		kvs[schema.RecordKey(testZone, ownerName(i))] = recordValue(t, fmt.Sprint("key", i))
 	}
+	return kvs
+}
+
+// alone is a transaction on record i that leaves the zone object as it is, which
+// nobody makes: no count tells that it is missing.
+func alone(t testing.TB, i int, key string) map[string][]byte {
+	t.Helper()
+	kvs := touch(t, i, key)
+	delete(kvs, schema.ApexKey(testZone))
 	return kvs
 }
 

@@ -49,13 +49,17 @@ var (
 
 // meta says what the records of a file stand for.
 type meta struct {
-	Format    int       `json:"format"`
-	Zone      string    `json:"zone"`
-	ClusterID uint64    `json:"cluster_id"`
-	Revision  int64     `json:"revision"` // all changes up to here are in
-	Records   int       `json:"records"`
-	Apex      []byte    `json:"apex,omitempty"` // schema.Apex
-	ApexRev   int64     `json:"apex_revision,omitempty"`
+	Format    int    `json:"format"`
+	Zone      string `json:"zone"`
+	ClusterID uint64 `json:"cluster_id"`
+	Revision  int64  `json:"revision"` // all changes up to here are in
+	Records   int    `json:"records"`
+	Apex      []byte `json:"apex,omitempty"` // schema.Apex
+	ApexRev   int64  `json:"apex_revision,omitempty"`
+
+	// How often etcd has written the zone object; 0 if that is not known.
+	ApexVersion int64 `json:"apex_version,omitempty"`
+
 	Held      bool      `json:"held,omitempty"`
 	Confirmed time.Time `json:"confirmed"` // when this was last known to be all
 }

@@ -173,7 +173,7 @@ func TestReconcileFindsMassDeletion(t *testing.T) {
 		synctest.Wait()
 		f.unseen(func() {
 			for i := range 30 {
-				f.write(touch(t, i, ""))
+				f.write(alone(t, i, ""))
 			}
 		})
 		f.write(touch(t, 40, "seen"))

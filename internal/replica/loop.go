@@ -80,7 +80,7 @@ func newLoop(r *Replica) *loop {
 func (l *loop) restore(m *meta) {
 	l.clusterID, l.rev, l.listed = m.ClusterID, m.Revision, true
 	if apex, err := schema.UnmarshalApex(m.Apex); err == nil {
-		l.apexKV = &mvccpb.KeyValue{Value: m.Apex, ModRevision: m.ApexRev}
+		l.apexKV = &mvccpb.KeyValue{Value: m.Apex, ModRevision: m.ApexRev, Version: m.ApexVersion}
 		l.apex.Store(&Apex{Apex: apex, Revision: m.ApexRev, Serial: apex.Serial(m.ApexRev)})
 	}
 	if m.Held {
@@ -292,8 +292,32 @@ func (l *loop) resyncCause(h head) Cause {
 		return CauseHeld
 	case l.hangs > 1 && l.hungAt == l.rev:
 		return CauseHung
+	case l.otherHistory(h):
+		return CauseHistory
 	}
 	return ""
+}
+
+// otherHistory reports whether etcd, which is where the view is or past it, had
+// another zone object when it was there.
+func (l *loop) otherHistory(h head) bool {
+	if h.kv == nil || l.apexKV == nil || h.rev < l.rev || h.kv.ModRevision > l.rev {
+		return false
+	}
+	counted := h.kv.Version != 0 && l.apexKV.Version != 0
+	return h.kv.ModRevision != l.apexKV.ModRevision || counted && h.kv.Version != l.apexKV.Version
+}
+
+// follows reports whether the zone object in events, if it is there, is the next
+// one after ours. etcd counts how often a key was written, and each change of a
+// zone writes its object.
+func (l *loop) follows(events []*clientv3.Event) bool {
+	for _, ev := range events {
+		if string(ev.Kv.Key) == l.apexKey {
+			return l.apexKV == nil || l.apexKV.Version == 0 || ev.Kv.Version == l.apexKV.Version+1
+		}
+	}
+	return true
 }
 
 // heartbeat judges what a head says about the watch.
@@ -425,6 +449,10 @@ func (s *session) events(ctx context.Context, resp clientv3.WatchResponse, ok bo
 				s.startPass(ctx, CauseDeleted)
 				break
 			}
+			if !s.follows(events[:n]) {
+				s.startPass(ctx, CauseHistory)
+				break
+			}
 			if err := s.revision(ctx, rev, events[:n]); err != nil {
 				return err
 			}
@@ -554,7 +582,7 @@ func (l *loop) setApex(ctx context.Context, kv *mvccpb.KeyValue) {
 			return
 		}
 		apex = old.Apex
-		kv = &mvccpb.KeyValue{Value: l.apexKV.Value, ModRevision: kv.ModRevision}
+		kv = &mvccpb.KeyValue{Value: l.apexKV.Value, ModRevision: kv.ModRevision, Version: kv.Version}
 	}
 	l.apexKV = kv
 	l.apex.Store(&Apex{Apex: apex, Revision: kv.ModRevision, Serial: apex.Serial(kv.ModRevision)})
@@ -619,7 +647,7 @@ func (l *loop) commit(urgent bool) {
 		Held: l.hold != nil, Confirmed: since,
 	}
 	if l.apexKV != nil {
-		m.Apex, m.ApexRev = l.apexKV.Value, l.apexKV.ModRevision
+		m.Apex, m.ApexRev, m.ApexVersion = l.apexKV.Value, l.apexKV.ModRevision, l.apexKV.Version
 	}
 	l.persister.commit(m, urgent)
 }

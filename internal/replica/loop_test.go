@@ -389,8 +389,8 @@ func TestReconcileRepairs(t *testing.T) {
 		synctest.Wait()
 		// The watch loses a put and a deletion, and goes on.
 		f.unseen(func() {
-			f.write(touch(t, 1, "lost"))
-			f.write(touch(t, 2, ""))
+			f.write(alone(t, 1, "lost"))
+			f.write(alone(t, 2, ""))
 		})
 		f.write(touch(t, 3, "seen"))
 		synctest.Wait()

@@ -50,6 +50,7 @@ const (
 	CauseDeleted   Cause = "deleted"   // the zone object was deleted, or much of the zone at once
 	CauseHeld      Cause = "held"      // a held resync is tried again
 	CauseHung      Cause = "hung"      // a second watch in a row did not bring what etcd has
+	CauseHistory   Cause = "history"   // the zone object is not the next one after ours
 	CausePeriodic  Cause = "periodic"  // the watch is not trusted for ever
 )
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -174,7 +175,7 @@ func TestNothingIsComparedWhileInterrupted(t *testing.T) {
 					c.ReconcileInterval, c.Logger = interval, slog.New(slog.NewTextHandler(&log, nil))
 				})
 				synctest.Wait()
-				f.unseen(func() { f.write(touch(t, 1, "lost")) })
+				f.unseen(func() { f.write(alone(t, 1, "lost")) })
 				f.write(touch(t, 2, "seen"))
 				synctest.Wait()
 				log.Reset()
@@ -207,6 +208,96 @@ func TestNothingIsComparedWhileInterrupted(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Each change of a zone counts in its object: what does not follow from what is
+// served is found out by the first change, or by the next question.
+func TestOtherHistory(t *testing.T) {
+	const other = "/dkim/v1/other"
+	for _, tt := range []struct {
+		name string
+		do   func(t *testing.T, f *fakeEtcd, backup int64)
+	}{
+		{"the watch loses changes", func(t *testing.T, f *fakeEtcd, _ int64) {
+			f.unseen(func() {
+				f.write(touch(t, 1, "new"))
+				f.write(touch(t, 2, ""))
+			})
+			f.write(touch(t, 3, "new"))
+		}},
+		{"back, and on by other changes of the zone", func(t *testing.T, f *fakeEtcd, backup int64) {
+			ours := f.rev
+			f.rewind(backup)
+			f.write(touch(t, 1, "new"))
+			f.write(touch(t, 2, ""))
+			for f.rev < ours {
+				f.write(map[string][]byte{other: {1}})
+			}
+			f.write(touch(t, 3, "new"))
+		}},
+		{"back, and on by changes elsewhere", func(t *testing.T, f *fakeEtcd, backup int64) {
+			ours := f.rev
+			f.rewind(backup)
+			f.write(touch(t, 1, "new"))
+			f.write(touch(t, 2, ""))
+			f.write(touch(t, 3, "new"))
+			for f.rev <= ours {
+				f.write(map[string][]byte{other: {1}})
+			}
+		}},
+		{"back, and on with the zone's last change where it was", func(t *testing.T, f *fakeEtcd, backup int64) {
+			ours := f.rev
+			f.rewind(backup)
+			f.write(touch(t, 1, "new"))
+			kvs := touch(t, 2, "")
+			maps.Copy(kvs, touch(t, 3, "new"))
+			for f.rev < ours-1 {
+				f.write(map[string][]byte{other: {1}})
+			}
+			f.write(kvs)
+		}},
+	} {
+		for _, down := range []bool{false, true} {
+			name := tt.name
+			if down {
+				name += ", while the node is down"
+			}
+			t.Run(name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFakeEtcd()
+					f.write(zoneOf(t, 50))
+					dir := t.TempDir()
+					edit := func(c *Config) { c.Dir = dir }
+					h := follow(t, f, edit)
+					synctest.Wait()
+					backup := f.rev
+					for range 7 {
+						f.write(touch(t, 4, "undone"))
+						f.write(touch(t, 4, "key4"))
+					}
+					synctest.Wait()
+					if down {
+						if err := h.Release(); err != nil {
+							t.Fatal(err)
+						}
+						tt.do(t, f, backup)
+						h = follow(t, f, edit)
+					} else {
+						tt.do(t, f, backup)
+					}
+					time.Sleep(3 * heartbeatInterval)
+					s := wantState(t, h, Synced)
+					if lost := down && strings.Contains(tt.name, "loses"); lost != (s.Resyncs[CauseHistory] == 0) || s.Resyncs[CauseHistory] > 1 {
+						t.Errorf("resyncs = %v, want one because of the history", s.Resyncs)
+					}
+					wantKey(t, h, 1, "new")
+					wantKey(t, h, 2, "")
+					wantKey(t, h, 3, "new")
+					wantKey(t, h, 4, "key4")
+				})
+			})
+		}
 	}
 }
 

@@ -34,8 +34,9 @@ func TestRestore(t *testing.T) {
 	})
 
 	t.Run("revision goes back and forth while cut off", func(t *testing.T) {
-		// From the outside this is a cluster that went on: only the comparison of
-		// all records finds out.
+		// Whatever was written was a change of the zone, so that its object has been
+		// written as often at each revision. From the outside this is a cluster that
+		// went on: only the comparison of all records finds out.
 		for i := range 10 {
 			s.model.mustWrite(t, changing+i, i == 2)
 		}
@@ -51,7 +52,28 @@ func TestRestore(t *testing.T) {
 		s.model.settle(t, n)
 		n.waitMetric(t, "coredns_dkim_reconcile_repairs_total", func(v float64) bool { return v > 0 })
 		s.fresh(t, n)
+		// Nothing is compared while following is interrupted.
 		n.tells(t, []string{repaired}, []string{interrupted, followed, repaired})
+	})
+
+	t.Run("the same, and not only by changes of the zone", func(t *testing.T) {
+		for i := range 10 {
+			s.model.mustWrite(t, changing+i, i == 2)
+		}
+		s.model.settle(t, n)
+		n.each((*harness.Proxy).Cut)
+		s.restore(t, backup)
+		s.model.do(t, "write elsewhere", clientv3.OpPut(schema.Root+"elsewhere", ""))
+		for range 3 {
+			for i := range changing {
+				s.model.mustWrite(t, i, false)
+			}
+		}
+		n.each((*harness.Proxy).Restore)
+		s.model.settle(t, n)
+		s.fresh(t, n)
+		n.listed(t, "history")
+		n.tells(t, []string{listing("history")}, []string{interrupted, listing("history"), followed})
 	})
 
 	t.Run("another cluster", func(t *testing.T) {
