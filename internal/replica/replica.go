@@ -5,9 +5,10 @@
 // A replica starts from its file, which it serves at once, and goes on from the
 // revision the file stands for. When etcd can no longer tell what changed since
 // (compaction), or is another cluster, or has gone back in time (a restored
-// backup), the zone is listed again and only the differences are applied, when
-// all of them are known. If that would delete more than a set share of the zone
-// it is held: the old records are served until an operator confirms.
+// backup), or when a change is not the next one after what is served, the zone is
+// listed again and only the differences are applied, when all of them are known.
+// If that would delete more than a set share of the zone it is held: the old
+// records are served until an operator confirms.
 package replica
 
 import (

@@ -46,6 +46,8 @@ type DKIM struct {
 	zones []*zone // longest name first
 
 	stopNotifiers func() // nil without the transfer plugin
+
+	deaf atomic.Bool // the server starts, and does not listen yet
 }
 
 // zone is one zone with its records.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/dnssec"
@@ -36,11 +37,19 @@ import (
 
 func init() {
 	if err := dnsserver.SetDirectives([]string{
-		"root", "nsid", "bind", "ready", "prometheus", "errors", "tsig", "cache", "dnssec", "transfer", pluginName, "forward",
+		"root", "nsid", "bind", "ready", "prometheus", "errors", "tsig", "cache", "dnssec", "transfer", pluginName, "forward", "early",
 	}); err != nil {
 		panic(err)
 	}
+	plugin.Register("early", func(c *caddy.Controller) error {
+		c.OnStartup(func() error { early(); return nil })
+		return nil
+	})
 }
+
+// early is what the plugin of this name does when all plugins have started and
+// the server does not listen yet.
+var early func()
 
 // cluster is a real etcd of one member.
 type cluster struct {
@@ -195,6 +204,41 @@ func TestServer(t *testing.T) {
 	}
 	if reply := s.exchange(t, "udp", query(testZone+".", dns.TypeAXFR)); reply.Rcode != dns.RcodeRefused {
 		t.Errorf("AXFR: %s", dns.RcodeToString[reply.Rcode])
+	}
+}
+
+// A node that says it is ready answers: also when its zone is loaded before the
+// server listens, and all the time during a restart.
+func TestReadyWhenItListens(t *testing.T) {
+	m := newMemory()
+	m.put(zoneValues(t, testZone, testApex(), testRecords(t)))
+	defer replica.RegisterInProcess(t.Name(), m)()
+	ready := func() bool {
+		waitFor(t, m.rev)
+		return started.all[len(started.all)-1].Ready()
+	}
+	text := strings.Replace(corefile(replica.InProcessScheme+t.Name(), ""), "cache", "early", 1)
+	early = func() {
+		if ready() {
+			t.Error("ready, and does not listen")
+		}
+	}
+	s := startServer(t, text)
+	if !ready() {
+		t.Error("not ready")
+	}
+	early = func() {
+		if !ready() {
+			t.Error("not ready in a restart")
+		}
+	}
+	next, err := s.Restart(input(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Instance = next
+	if !ready() {
+		t.Error("not ready after a restart")
 	}
 }
 

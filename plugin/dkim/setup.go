@@ -25,7 +25,15 @@ import (
 
 const pluginName = "dkim"
 
-func init() { plugin.Register(pluginName, setup) }
+func init() {
+	plugin.Register(pluginName, setup)
+	caddy.RegisterEventHook(pluginName, func(event caddy.EventName, _ any) error {
+		if event == caddy.InstanceStartupEvent {
+			started.listen()
+		}
+		return nil
+	})
+}
 
 func setup(c *caddy.Controller) error {
 	blocks, err := parse(c)
@@ -49,6 +57,8 @@ func setup(c *caddy.Controller) error {
 	zones := slices.Clone(d.zones) // in the order of configs
 	slices.SortStableFunc(d.zones, func(a, b *zone) int { return len(b.name) - len(a.name) })
 
+	// A restart takes over the sockets, which answer all the time.
+	c.OnFirstStartup(func() error { d.deaf.Store(true); return nil })
 	c.OnStartup(func() error {
 		for i, z := range zones {
 			h, err := replica.Acquire(configs[i])
@@ -112,6 +122,15 @@ func (s *instances) remove(d *DKIM) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.all = slices.DeleteFunc(s.all, func(o *DKIM) bool { return o == d })
+}
+
+// listen notes that the sockets of all that started are open.
+func (s *instances) listen() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.all {
+		d.deaf.Store(false)
+	}
 }
 
 func (s *instances) mark() {
