@@ -211,6 +211,24 @@ func TestNothingIsComparedWhileInterrupted(t *testing.T) {
 	}
 }
 
+// A comparison that ended with its watch is made up for soon.
+func TestComparisonIsMadeUpFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd()
+		f.write(zoneOf(t, 50))
+		h := follow(t, f, func(c *Config) { c.ReconcileInterval = time.Hour })
+		synctest.Wait()
+		f.unseen(func() { f.write(alone(t, 1, "lost")) })
+		f.onceListing(f.cut)
+		await(t, func() bool { return h.Status().Resyncs[CausePeriodic] > 0 })
+		time.Sleep(2 * reconcileRetry)
+		wantKey(t, h, 1, "lost")
+		if s := wantState(t, h, Synced); s.Repairs != 1 || s.Resyncs[CausePeriodic] != 2 {
+			t.Errorf("status = %+v, want one repair by the second comparison", s)
+		}
+	})
+}
+
 // Each change of a zone counts in its object: what does not follow from what is
 // served is found out by the first change, or by the next question.
 func TestOtherHistory(t *testing.T) {

@@ -57,6 +57,7 @@ func (n *node) tells(t *testing.T, allowed ...[]string) {
 		if slices.ContainsFunc(allowed, func(want []string) bool { return len(lines) < len(want) }) {
 			return short
 		}
+		n.told = whole // which is nothing to blame what comes next for
 		t.Fatalf("%s told, of %q:\n%s", n.name, allowed, strings.Join(lines, "\n"))
 		return nil
 	})
