@@ -3,6 +3,7 @@ package robustness_test
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -77,8 +78,13 @@ func TestRestore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, kv := range all.Kvs {
-			if _, err := client.Put(ctx, string(kv.Key), string(kv.Value)); err != nil {
+		const batch = 100 // of the 128 operations that a transaction may have
+		for kvs := range slices.Chunk(all.Kvs, batch) {
+			var ops []clientv3.Op
+			for _, kv := range kvs {
+				ops = append(ops, clientv3.OpPut(string(kv.Key), string(kv.Value)))
+			}
+			if _, err := client.Txn(ctx).Then(ops...).Commit(); err != nil {
 				t.Fatal(err)
 			}
 		}
