@@ -262,10 +262,11 @@ func (n *node) waitMetric(t *testing.T, name string, ok func(float64) bool) {
 
 func (n *node) mustMetric(t *testing.T, name string) float64 {
 	t.Helper()
-	v, err := n.metric(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var v float64
+	harness.Eventually(t, limit, n.name+": "+name, func() (err error) {
+		v, err = n.metric(name) // CoreDNS gives itself 5 s for a page
+		return err
+	})
 	return v
 }
 
