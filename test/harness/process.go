@@ -117,15 +117,20 @@ type Result struct {
 	CPU            time.Duration // user and system
 }
 
-// runLimit ends a program that Run runs and that hangs.
+// runLimit ends a program that Run runs and that hangs. In a benchmark, whose size
+// is anybody's choice, go test's -timeout does.
 const runLimit = 2 * time.Minute
 
 // Run runs a program to its end in the given working directory, with additional
 // environment variables KEY=VALUE. What it writes is looked through as in Start.
 func Run(tb testing.TB, dir string, p Program, env []string, args ...string) Result {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
-	defer cancel()
+	ctx := context.Background()
+	if _, measured := tb.(*testing.B); !measured {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, runLimit)
+		defer cancel()
+	}
 	cmd := exec.CommandContext(ctx, p.Path(tb), args...) //nolint:gosec // a program that this package built
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
