@@ -29,13 +29,12 @@ func (e DueEntry) key() string { return schema.DueKey(e.Time, e.Brand, string(e.
 // DueBefore lists up to limit domains that are due at t or were before, those
 // first that have been for longest. It reads nothing of what is due later.
 func (s *Store) DueBefore(ctx context.Context, t time.Time, limit int) ([]DueEntry, error) {
-	resp, err := s.get(ctx, schema.DuePrefix(), clientv3.WithRange(schema.DueTimePrefix(t.Add(time.Second))),
-		clientv3.WithLimit(int64(limit)), clientv3.WithKeysOnly())
+	kvs, err := s.first(ctx, schema.DuePrefix(), schema.DueTimePrefix(t.Add(time.Second)), limit, clientv3.WithKeysOnly())
 	if err != nil {
 		return nil, err
 	}
-	entries := make([]DueEntry, 0, len(resp.Kvs))
-	for _, kv := range resp.Kvs {
+	entries := make([]DueEntry, 0, len(kvs))
+	for _, kv := range kvs {
 		at, brand, domain, ok := schema.ParseDueKey(string(kv.Key))
 		if !ok {
 			return nil, fmt.Errorf("%w: %q is no due entry's key", schema.ErrCorrupt, kv.Key)
@@ -47,14 +46,13 @@ func (s *Store) DueBefore(ctx context.Context, t time.Time, limit int) ([]DueEnt
 
 // NextDue is when the first domain is due that is after t; zero: none is.
 func (s *Store) NextDue(ctx context.Context, t time.Time) (time.Time, error) {
-	resp, err := s.get(ctx, schema.DueTimePrefix(t.Add(time.Second)), clientv3.WithRange(clientv3.GetPrefixRangeEnd(schema.DuePrefix())),
-		clientv3.WithLimit(1), clientv3.WithKeysOnly())
-	if err != nil || len(resp.Kvs) == 0 {
+	kvs, err := s.first(ctx, schema.DueTimePrefix(t.Add(time.Second)), clientv3.GetPrefixRangeEnd(schema.DuePrefix()), 1, clientv3.WithKeysOnly())
+	if err != nil || len(kvs) == 0 {
 		return time.Time{}, err
 	}
-	at, _, _, ok := schema.ParseDueKey(string(resp.Kvs[0].Key))
+	at, _, _, ok := schema.ParseDueKey(string(kvs[0].Key))
 	if !ok {
-		return time.Time{}, fmt.Errorf("%w: %q is no due entry's key", schema.ErrCorrupt, resp.Kvs[0].Key)
+		return time.Time{}, fmt.Errorf("%w: %q is no due entry's key", schema.ErrCorrupt, kvs[0].Key)
 	}
 	return at, nil
 }

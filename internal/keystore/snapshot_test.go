@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/dkimzone/dkimzone/internal/dkimrecord"
+	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keystore"
 	"github.com/dkimzone/dkimzone/internal/keystore/keystoretest"
 	"github.com/dkimzone/dkimzone/internal/schema"
@@ -140,5 +141,49 @@ func TestSnapshotByStream(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// pageless fails a test that reads a part of a range as a page.
+type pageless struct {
+	*clientv3.Client
+
+	t *testing.T
+}
+
+func (p pageless) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if op := clientv3.OpGet(key, opts...); op.Limit() > 0 {
+		p.t.Errorf("a page of %d from %q: etcd counts all that follows", op.Limit(), key)
+	}
+	return p.Client.Get(ctx, key, opts...)
+}
+
+// What dkimd asks every second takes no longer when there are more records, or more
+// that is due.
+func TestFirstKeysAreNoPage(t *testing.T) {
+	s := keystore.New(pageless{newEtcd(t), t}, time.Minute)
+	ctx := t.Context()
+	apex := schema.Apex{NameServers: []schema.NameServer{{Name: "ns1.example.org"}}}
+	if _, err := s.CreateZone(ctx, keystore.Zone{Name: zone, Apex: apex}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CreateBrand(ctx, keystore.Brand{Name: "acme", Zone: zone}); err != nil {
+		t.Fatal(err)
+	}
+	const domains = 40
+	for i := range domains {
+		name := dnsname.Domain(fmt.Sprintf("d%02d.example", i))
+		if _, err := s.Apply(ctx, newDomain("acme", name, []dnsname.Selector{"s1", "s2"}, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, limit := range []int{1, 9, 10, 11, domains, 100} {
+		due, err := s.DueBefore(ctx, time.Unix(2_000_000_000, 0), limit)
+		if err != nil || len(due) != min(limit, domains) || due[len(due)-1].Domain != dnsname.Domain(fmt.Sprintf("d%02d.example", len(due)-1)) {
+			t.Errorf("limit %d: %d entries, %v", limit, len(due), err)
+		}
+	}
+	if zones, more, err := s.Zones(ctx, "", 10); err != nil || more || len(zones) != 1 || zones[0].Name != zone {
+		t.Errorf("zones %v, %t, %v", zones, more, err)
 	}
 }

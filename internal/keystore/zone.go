@@ -73,22 +73,22 @@ func (s *Store) Zones(ctx context.Context, after dnsname.Zone, limit int) (zones
 	}
 	end := clientv3.GetPrefixRangeEnd(schema.PubPrefix)
 	for {
-		resp, err := s.get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(1))
+		kvs, err := s.first(ctx, from, end, 1)
 		if err != nil {
 			return nil, false, err
 		}
-		if len(resp.Kvs) == 0 {
+		if len(kvs) == 0 {
 			return zones, false, nil
 		}
 		if len(zones) == limit {
 			return zones, true, nil
 		}
-		name, _, apex, ok := schema.ParsePubKey(string(resp.Kvs[0].Key))
+		name, _, apex, ok := schema.ParsePubKey(string(kvs[0].Key))
 		if !ok {
-			return nil, false, fmt.Errorf("%w: key %q below %s", schema.ErrCorrupt, resp.Kvs[0].Key, schema.PubPrefix)
+			return nil, false, fmt.Errorf("%w: key %q below %s", schema.ErrCorrupt, kvs[0].Key, schema.PubPrefix)
 		}
 		if apex {
-			z, err := zoneFrom(resp.Kvs[0])
+			z, err := zoneFrom(kvs[0])
 			if err != nil {
 				return nil, false, err
 			}
