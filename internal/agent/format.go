@@ -53,7 +53,9 @@ func compareRefs(a, b Ref) int {
 }
 
 // openDKIM is a KeyTable, and a SigningTable to be read as refile. A domain with
-// several keys has several lines, which OpenDKIM takes with MultipleSignatures.
+// several keys has several lines, which OpenDKIM takes with MultipleSignatures. It
+// has one algorithm for all its signatures, rsa-sha256 by default, and replies 451 to
+// the message when a key is for another one: Ed25519 keys are in no SigningTable.
 var openDKIM = Format{Name: "opendkim", MustReload: true, tables: []string{"KeyTable", "SigningTable"}, render: func(v View) ([][]byte, error) {
 	var keys, signs bytes.Buffer
 	for _, r := range v.Refs {
@@ -61,7 +63,9 @@ var openDKIM = Format{Name: "opendkim", MustReload: true, tables: []string{"KeyT
 	}
 	for _, e := range v.Entries {
 		for _, r := range e.Refs {
-			fmt.Fprintf(&signs, "*@%s %s\n", e.Sender, r.label())
+			if r.Algorithm != ed25519SHA256 {
+				fmt.Fprintf(&signs, "*@%s %s\n", e.Sender, r.label())
+			}
 		}
 	}
 	return [][]byte{keys.Bytes(), signs.Bytes()}, nil
