@@ -2,10 +2,12 @@ package e2e_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -163,6 +165,16 @@ func TestMilter(t *testing.T) {
 		}
 		stop(t, p)
 	}
+
+	// Long after its start dkimd still knows that nothing is missing.
+	age := regexp.MustCompile(`(?m)^dkimd_signing_view_age_seconds ([0-4]\.|[0-9.]+e-)`)
+	harness.Eventually(t, time.Minute, "the view of what signs is confirmed", func() error {
+		_, body, err := get(t, "http://"+s.metrics+"/metrics")
+		if err == nil && !age.MatchString(body) {
+			err = errors.New(regexp.MustCompile(`(?m)^dkimd_signing_view_age_seconds .*`).FindString(body))
+		}
+		return err
+	})
 
 	// Without dkimd it says that it cannot sign, and lives.
 	metrics := harness.Addr(t)
