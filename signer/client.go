@@ -95,7 +95,8 @@ type Options struct {
 
 	// Timeout is how long a call to dkimd may take. Default 5 s.
 	Timeout time.Duration
-	// CacheSize is how many domains are remembered without Watch. Default 100 000.
+	// CacheSize is how many domains are remembered without Watch, and how many keys; with
+	// Local and Register all keys are. Default 100 000.
 	CacheSize int
 	// ReportInterval is how often a registered signer reports, with up to 20 %
 	// more or less. Default 1 minute.
@@ -172,7 +173,11 @@ func New(o Options) (*Client, error) {
 	}
 	c.api = dkimv1.NewSignerClient(conn)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.halves = newHalves(c, o.CacheSize)
+	if o.Local && o.Register != nil {
+		c.halves = newHalves(c, 0) // it says that it holds them
+	} else {
+		c.halves = newHalves(c, o.CacheSize)
+	}
 	if o.Watch {
 		c.picture = newPicture()
 		c.group.Go(c.watch)

@@ -286,6 +286,47 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// A registered signer keeps all keys that it said it holds, and no others.
+func TestHeld(t *testing.T) {
+	d := newDkimd(t)
+	const many = 20
+	name := func(i int) string { return fmt.Sprintf("d%d.example", i) }
+	for i := range many {
+		d.rotate(t, "brands/acme/domains/"+name(i), "ed1")
+	}
+	c := d.client(t, signer.Options{Watch: true, Local: true, CacheSize: 2, Register: &signer.Registration{Name: "mx"}, ReportInterval: 50 * time.Millisecond})
+	await(t, "the report of all keys", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		held := make(map[string]bool)
+		for _, u := range d.uses {
+			for _, domain := range u.GetDomains() {
+				held[domain.GetDomain()] = len(domain.GetKeys()) == 1
+			}
+		}
+		return len(held) == many+1 // with that of the default key
+	})
+	old := keysOf(t, c, name(0)).Keys[0]
+	d.setDown(true)
+	fetches := d.count("Fetch")
+	for i := range many {
+		if err := sign(keysOf(t, c, name(i)).Keys[0]); err != nil {
+			t.Errorf("%s, while dkimd is away: %v", name(i), err)
+		}
+	}
+	if n := d.count("Fetch"); n != fetches {
+		t.Errorf("%d keys were fetched once more", n-fetches)
+	}
+	d.setDown(false)
+	d.rotate(t, "brands/acme/domains/"+name(0), "ed2")
+	await(t, "that the old key is gone", func() bool { return errors.Is(sign(old), signer.ErrNotSigning) })
+	for i := range many {
+		if err := sign(keysOf(t, c, name(i)).Keys[0]); err != nil {
+			t.Errorf("%s: %v", name(i), err)
+		}
+	}
+}
+
 // Digests that wait while others are on their way go together.
 func TestBatches(t *testing.T) {
 	d := newDkimd(t)

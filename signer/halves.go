@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc/status"
@@ -18,14 +19,16 @@ import (
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 )
 
-// halves remembers the public halves of keys, or with Local whole keys.
+// halves remembers the public halves of keys, or with Local whole keys: those that were
+// used last, or if the client is registered all that it is to hold.
 type halves struct {
 	c    *Client
-	size int
+	size int // 0: no limit
 
 	mu      sync.Mutex
 	entries map[string]*list.Element // of *half
 	order   list.List
+	owners  map[string][]string // without a limit: names of keys by that of their domain
 	closed  bool
 }
 
@@ -38,7 +41,7 @@ type half struct {
 }
 
 func newHalves(c *Client, size int) *halves {
-	return &halves{c: c, size: size, entries: make(map[string]*list.Element)}
+	return &halves{c: c, size: size, entries: make(map[string]*list.Element), owners: make(map[string][]string)}
 }
 
 func (h *halves) find(name string) *half {
@@ -67,10 +70,33 @@ func (h *halves) add(k *half) *half {
 		return k
 	}
 	h.entries[k.name] = h.order.PushFront(k)
-	for h.order.Len() > h.size {
+	if h.size == 0 {
+		owner := ownerOf(k.name)
+		h.owners[owner] = append(h.owners[owner], k.name)
+	}
+	for h.size > 0 && h.order.Len() > h.size {
 		h.remove(h.order.Back())
 	}
 	return k
+}
+
+// keep drops the keys of domains that are no longer to be held, if there is no limit that
+// does so.
+func (h *halves) keep(held map[string]map[string]struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for owner, names := range held {
+		left := slices.DeleteFunc(h.owners[owner], func(name string) bool {
+			_, ok := names[name]
+			if e := h.entries[name]; !ok && e != nil {
+				h.remove(e)
+			}
+			return !ok
+		})
+		if h.owners[owner] = left; len(left) == 0 {
+			delete(h.owners, owner)
+		}
+	}
 }
 
 func (h *halves) remove(e *list.Element) {

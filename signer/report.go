@@ -218,6 +218,7 @@ func (c *Client) reportBatch(ctx context.Context, owners []string) error {
 		if err := c.hold(ctx, held); err != nil {
 			return err
 		}
+		c.halves.keep(held)
 	}
 	req := &dkimv1.ReportUseRequest{}
 	if c.o.Register.Name != "" {
