@@ -3,6 +3,7 @@
 package bench_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -99,10 +100,12 @@ func newSigning(b *testing.B) *signing {
 		if _, err := get("http://" + s.metrics + "/readyz"); err != nil {
 			return err
 		}
-		if n := s.metric(b, "dkimd_signing_view_domains"); int(n) < *signingDomains {
-			return fmt.Errorf("it has %g domains", n)
+		// Before it was loaded it has no age.
+		body, err := get("http://" + s.metrics + "/metrics")
+		if err == nil && !bytes.Contains(body, []byte("\ndkimd_signing_view_age_seconds ")) {
+			err = fmt.Errorf("it has %g domains", s.metric(b, "dkimd_signing_view_domains"))
 		}
-		return nil
+		return err
 	})
 	s.makeToken(b)
 	pin(b, s.dkimd.PID(), measuredCPU)
