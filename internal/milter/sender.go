@@ -34,16 +34,11 @@ func senderDomain(fields []field) (string, error) {
 	}
 	list, err := addresses.ParseList(relaxed(from))
 	if err != nil {
-		// Display names are often not what RFC 5322 wants, while the address is.
-		if strings.Count(from, "<") != 1 || strings.Count(from, ">") != 1 || strings.Count(from, "@") != 1 {
+		address, ok := angleAddress(from)
+		if !ok {
 			return "", fmt.Errorf("its From field cannot be read: %w", err)
 		}
-		_, inner, _ := strings.Cut(from, "<")
-		inner, rest, _ := strings.Cut(inner, ">")
-		if !strings.Contains(inner, "@") || strings.Trim(rest, " \t\r\n") != "" {
-			return "", fmt.Errorf("its From field cannot be read: %w", err)
-		}
-		list = []*mail.Address{{Address: strings.TrimSpace(inner)}}
+		list = []*mail.Address{{Address: address}}
 	}
 	domain := ""
 	for _, a := range list {
@@ -57,4 +52,23 @@ func senderDomain(fields []field) (string, error) {
 		domain = d
 	}
 	return strings.ToLower(domain), nil
+}
+
+// angleAddress is the address in angle brackets at the end of a From field whose
+// display name is not what RFC 5322 wants, as is common. A name that looks like
+// an address of another domain makes it none.
+func angleAddress(from string) (string, bool) {
+	name, rest, _ := strings.Cut(from, "<")
+	address, rest, found := strings.Cut(rest, ">")
+	address = strings.TrimSpace(address)
+	_, domain, has := strings.Cut(address, "@")
+	if !found || !has || strings.ContainsAny(domain, "<>@") || strings.ContainsAny(name, ">") || strings.TrimSpace(rest) != "" {
+		return "", false
+	}
+	for word := range strings.FieldsSeq(name) {
+		if _, other, looks := strings.Cut(word, "@"); looks && !strings.EqualFold(strings.Trim(other, `"',;:()[]`), domain) {
+			return "", false
+		}
+	}
+	return address, true
 }
