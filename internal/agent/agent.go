@@ -46,8 +46,9 @@ type Options struct {
 	Format Format
 	// Dir is for the signer's files, and for nothing else.
 	Dir string
-	// Group is the id of the group that may read them, -1: none may.
-	Group int
+	// Owner is the id of the user that they belong to, -1: that of the process. Then
+	// Group only may enter the directories, and else read the files; -1: none may.
+	Owner, Group int
 	// Reload makes the signer read its tables again. Nil: it does so by itself.
 	Reload func(context.Context) error
 	// CacheDir and CacheKeyFile are for the cache; "" is no cache.
@@ -125,7 +126,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a := &Agent{o: o, tables: make(map[string][]byte), troubles: make(map[string]string), ended: make(map[Ref]time.Time), untold: make(map[string]bool), keys: make(map[string]*key), owned: make(map[string]map[string]*key)}
 	var err error
-	if a.folder, err = openFolder(o.Dir, o.Format.Name, o.Format.tables, o.Group, o.fault); err != nil {
+	if a.folder, err = openFolder(o.Dir, o.Format.Name, o.Format.tables, o.Owner, o.Group, o.fault); err != nil {
 		return nil, err
 	}
 	if !dirPattern.MatchString(a.folder.dir) {

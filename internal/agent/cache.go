@@ -68,7 +68,7 @@ func openCache(dir, keyFile string, fault func(operation, path string) error) (*
 	if c.aead, err = cipher.NewGCM(block); err != nil {
 		return nil, err
 	}
-	if c.folder, err = openFolder(dir, "cache", []string{stateName, confirmedName}, -1, fault); err != nil {
+	if c.folder, err = openFolder(dir, "cache", []string{stateName, confirmedName}, -1, -1, fault); err != nil {
 		return nil, err
 	}
 	if c.others, err = c.folder.keyFiles(); err != nil {

@@ -186,7 +186,7 @@ func memory(t testing.TB) string {
 }
 
 func (w *world) options() agent.Options {
-	o := agent.Options{Format: w.format, Dir: w.dir, Group: -1, Now: w.now, Logger: w.log.logger(), Reload: func(context.Context) error {
+	o := agent.Options{Format: w.format, Dir: w.dir, Owner: -1, Group: -1, Now: w.now, Logger: w.log.logger(), Reload: func(context.Context) error {
 		w.locked(func() { w.reloads++ })
 		return w.broken
 	}}

@@ -38,7 +38,8 @@ type manifest struct {
 // replaced whole. It is used by one process at a time.
 type folder struct {
 	dir   string
-	group int // of all files, -1: that of the process
+	group int // that may read, -1: none
+	owner int // of files, -1: that of the process, and then the group may read them
 	lock  *os.File
 	man   manifest
 	// fault is called before each operation on a file. Tests let it fail, or be left
@@ -64,12 +65,12 @@ func (f *folder) do(operation, path string, carryOut func() error) error {
 // openFolder takes a directory into use, which is empty, or not there, or was used
 // with the same format before. Unfinished files and tables of other names are
 // removed. It returns ErrStrange.
-func openFolder(dir, format string, tables []string, group int, fault func(operation, path string) error) (*folder, error) {
+func openFolder(dir, format string, tables []string, owner, group int, fault func(operation, path string) error) (*folder, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
 	}
-	f := &folder{dir: abs, group: group, fault: fault}
+	f := &folder{dir: abs, owner: owner, group: group, fault: fault}
 	if f.fault == nil {
 		f.fault = func(string, string) error { return nil }
 	}
@@ -201,12 +202,19 @@ func (f *folder) clean(format string, tables, allowed []string) error {
 	return f.writeManifest()
 }
 
-// permit sets mode and group of a file or directory.
+// permit sets who may use a file or directory. Directories stay those of the process:
+// who reads files cannot exchange them.
 func (f *folder) permit(path string, mode fs.FileMode) error {
-	if f.group >= 0 {
-		if err := os.Chown(path, -1, f.group); err != nil {
+	owner := -1
+	if mode&0o100 == 0 {
+		owner = f.owner
+	}
+	if owner >= 0 || f.group >= 0 {
+		if err := os.Chown(path, owner, f.group); err != nil {
 			return err
 		}
+	}
+	if f.group >= 0 && owner < 0 {
 		mode |= mode & 0o500 >> 3 // the group reads and enters
 	}
 	return os.Chmod(path, mode)

@@ -73,7 +73,7 @@ var openDKIM = Format{Name: "opendkim", MustReload: true, tables: []string{"KeyT
 
 // exim is three files for lsearch: where each key is, which selectors sign for a
 // d=, and which d= for the domain of a sender.
-var exim = Format{Name: "exim", tables: []string{"keys", "selectors", "domains"}, render: func(v View) ([][]byte, error) {
+var exim = Format{Name: "exim", tables: []string{"paths", "selectors", "domains"}, render: func(v View) ([][]byte, error) {
 	var keys, selectors, domains bytes.Buffer
 	// Keys are looked up by their selector. While the key before is still there, the
 	// one that signs is meant.

@@ -26,9 +26,9 @@ type Agent struct {
 	Connection
 	// Format is how the signer reads keys, one of agent.Formats.
 	Format string
-	// Dir is for the signer's files, Group the name or id of the group that may read
-	// them, "" for none.
-	Dir, Group string
+	// Dir is for the signer's files, User the one that they belong to, or Group the one
+	// that may read them; both by name or id, "" for none.
+	Dir, User, Group string
 	// ReloadPIDFile and ReloadCommand are how the signer is made to read them again.
 	ReloadPIDFile, ReloadCommand string
 	// CacheDir and CacheKeyFile have defaults beside Dir.
@@ -72,6 +72,7 @@ or a token of that role, and dkimd has to allow it to fetch private keys
 	f.StringVar(&o.Format, "format", "", "what signs: "+strings.Join(formatNames(), ", "))
 	f.StringVar(&o.Dir, "dir", "", "`directory` for its files and for nothing else; made with mode 0700")
 	f.StringVar(&o.Group, "group", "", "`group` that may read the files, by name or id (default none; mode 0640 and 0750 with it)")
+	f.StringVar(&o.User, "user", "", "`user` that the files belong to, by name or id: that of the signer, when the agent runs as root (default that of the agent)")
 	f.StringVar(&o.ReloadPIDFile, "reload-pid-file", "", "`file` with the id of the process that gets SIGUSR1 after each change")
 	f.StringVar(&o.ReloadCommand, "reload-command", "", "`command` of the shell that is run after each change")
 	f.StringVar(&o.CacheDir, "cache-dir", "", "`directory` for an encrypted copy, from which files are restored while no dkimd answers (default that of --dir and .cache)")
@@ -133,7 +134,7 @@ func (o *Agent) Run(ctx context.Context) error {
 }
 
 func (o *Agent) options() (agent.Options, error) {
-	ao := agent.Options{Dir: o.Dir, Group: -1, Logger: o.Logger, CacheDir: o.CacheDir, CacheKeyFile: o.CacheKeyFile}
+	ao := agent.Options{Dir: o.Dir, Owner: -1, Group: -1, Logger: o.Logger, CacheDir: o.CacheDir, CacheKeyFile: o.CacheKeyFile}
 	var known bool
 	ao.Format, known = agent.FormatNamed(o.Format)
 	switch {
@@ -143,6 +144,8 @@ func (o *Agent) options() (agent.Options, error) {
 		return ao, fmt.Errorf("--format is one of %s, not %q", strings.Join(formatNames(), ", "), o.Format)
 	case o.Dir == "":
 		return ao, fmt.Errorf("--dir (or %s) is needed", envName("dir"))
+	case o.User != "" && o.Group != "":
+		return ao, errors.New("either --user or --group, not both")
 	case o.ReloadPIDFile != "" && o.ReloadCommand != "":
 		return ao, errors.New("either --reload-pid-file or --reload-command, not both")
 	case o.ReloadPIDFile != "":
@@ -151,6 +154,12 @@ func (o *Agent) options() (agent.Options, error) {
 		ao.Reload = agent.CommandReload(o.ReloadCommand)
 	case ao.Format.MustReload:
 		return ao, fmt.Errorf("--reload-pid-file or --reload-command is needed: %s reads its tables when it is told to", o.Format)
+	}
+	if o.User != "" {
+		var err error
+		if ao.Owner, ao.Group, err = userID(o.User); err != nil {
+			return ao, fmt.Errorf("--user: %w", err)
+		}
 	}
 	if o.Group != "" {
 		var err error
@@ -166,6 +175,22 @@ func (o *Agent) options() (agent.Options, error) {
 		ao.CacheKeyFile = filepath.Clean(ao.CacheDir) + ".key"
 	}
 	return ao, nil
+}
+
+// userID are the ids of a user and of its group.
+func userID(name string) (uid, gid int, err error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		var idErr error
+		if u, idErr = user.LookupId(name); idErr != nil {
+			return 0, 0, err
+		}
+	}
+	if uid, err = strconv.Atoi(u.Uid); err != nil {
+		return 0, 0, err
+	}
+	gid, err = strconv.Atoi(u.Gid)
+	return uid, gid, err
 }
 
 func groupID(name string) (int, error) {

@@ -114,13 +114,20 @@ func (s *standalone) agentSigns(t *testing.T, p *harness.Process, dir, other str
 	return found
 }
 
+// rotate rotates the keys that sign as soon as the agent says that it holds the next.
+func (s *standalone) rotate(t *testing.T) {
+	t.Helper()
+	api := s.api(t)
+	harness.Eventually(t, time.Minute, "the agent holds the next key", func() error {
+		_, err := api.RotateDomain(t.Context(), &dkimv1.RotateDomainRequest{Name: "brands/acme/domains/acme." + zone})
+		return err
+	})
+}
+
 // rotateUntil has the key after first sign, and waits for it in the files.
 func (s *standalone) rotateUntil(t *testing.T, p *harness.Process, dir string, first tableKey) tableKey {
 	t.Helper()
-	harness.Eventually(t, time.Minute, "the agent holds the next key", func() error {
-		_, err := s.api(t).RotateDomain(t.Context(), &dkimv1.RotateDomainRequest{Name: "brands/acme/domains/acme." + zone})
-		return err
-	})
+	s.rotate(t)
 	begin := time.Now()
 	second := s.agentSigns(t, p, dir, first.file)
 	t.Logf("the files followed after %s", time.Since(begin).Round(time.Millisecond))
