@@ -143,6 +143,7 @@ var brandModes = map[string]dkimv1.SigningMode{
 	"acme":  dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN,
 	"shop":  dkimv1.SigningMode_SIGNING_MODE_BRAND_SHARED,
 	"plain": dkimv1.SigningMode_SIGNING_MODE_BRAND_DEFAULT,
+	"files": dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN,
 }
 
 // provision makes brands and domains, and the customers add their CNAMEs, which
@@ -353,7 +354,7 @@ type changes struct {
 func (l *life) changes(ctx context.Context, s *sender) map[dkimv1.KeyAlgorithm]*changes {
 	l.t.Helper()
 	groups := make(map[dkimv1.KeyAlgorithm]*changes)
-	if s.brand != "acme" && s.box != nil {
+	if brandModes[s.brand] != dkimv1.SigningMode_SIGNING_MODE_PER_DOMAIN && s.box != nil {
 		return groups // it has no keys of its own
 	}
 	for _, sel := range l.domain(ctx, s).GetSelectors() {

@@ -38,8 +38,9 @@ var errUnsigned = errors.New("it came back unsigned")
 
 // way is a signer, with the mail server before it.
 type way struct {
-	name string
-	sign func(ctx context.Context, text string) (string, error)
+	name  string
+	brand string // whose mail it signs; "": that of all but files
+	sign  func(ctx context.Context, text string) (string, error)
 
 	mu     sync.Mutex
 	counts map[string]*count // by what was away when the message was first to be signed
@@ -62,7 +63,8 @@ func (c *count) add(o *count) {
 type signersRun struct {
 	*life
 	ways    []*way
-	milters []*milter
+	milters []*helper
+	agent   *helper
 	under   sync.WaitGroup // messages under way
 
 	mu    sync.Mutex
@@ -72,8 +74,8 @@ type signersRun struct {
 }
 
 // TestSigners has mail of all kinds of domains signed by all kinds of signers, while
-// keys rotate and one dkimd, DNS node, etcd member and milter after the other is
-// killed. Each message is verified through a caching resolver twice, at once and up
+// keys rotate and one dkimd, DNS node, etcd member, milter and agent after the
+// other is killed. Each message is verified through a caching resolver twice, at once and up
 // to 50 s later. None may fail, and none may go out unsigned.
 func TestSigners(t *testing.T) {
 	const rsa, ed = dkimv1.KeyAlgorithm_KEY_ALGORITHM_RSA_2048, dkimv1.KeyAlgorithm_KEY_ALGORITHM_ED25519
@@ -87,6 +89,10 @@ func TestSigners(t *testing.T) {
 		{brand: "shop", name: "shared-one.dk"},
 		{brand: "shop", name: "shared-two.dk"},
 		{brand: "plain", name: "default.dk"},
+		// What signs from files may use a key for ten minutes after its rotation, so
+		// these rotate seldom.
+		{brand: "files", name: "files.dk", specs: specs(rsa, "selector1", "selector2")},
+		{brand: "files", name: "files-three.dk", specs: specs(rsa, "a", "b", "c")},
 	}
 	var zones []string
 	for _, s := range mail {
@@ -118,7 +124,10 @@ func TestSigners(t *testing.T) {
 		if i < *wantMessages%len(r.ways) {
 			share++
 		}
-		sending.Go(func() { r.send(ctx, w, share, mail, rand.New(rand.NewPCG(2, uint64(i)))) })
+		from := slices.DeleteFunc(slices.Clone(mail), func(s *sender) bool {
+			return s.brand == "files" != (w.brand == "files")
+		})
+		sending.Go(func() { r.send(ctx, w, share, from, rand.New(rand.NewPCG(2, uint64(i)))) })
 	}
 	sending.Wait()
 	took := time.Since(begin)
@@ -130,10 +139,11 @@ func TestSigners(t *testing.T) {
 
 // signatures is how many the mail of a domain has.
 func (s *sender) signatures() int {
-	if s.name == "both.dk" {
-		return 2
+	kinds := make(map[dkimv1.KeyAlgorithm]bool)
+	for _, spec := range s.specs {
+		kinds[spec.GetAlgorithm()] = true
 	}
-	return 1
+	return max(1, len(kinds))
 }
 
 // present is what is away now.
@@ -263,8 +273,8 @@ func (r *signersRun) breakThings(ctx context.Context) {
 	for i := 0; pause(ctx, 2*time.Second+time.Duration(rng.Int64N(int64(4*time.Second)))); i++ {
 		var what, which string
 		var kill, again func()
-		second := i / 4 % 2 // the other one, in every second round
-		switch i % 4 {
+		second := i / 5 % 2 // the other one, in every second round
+		switch i % 5 {
 		case 0:
 			d := r.dkimd[second]
 			what, which, kill = "a dkimd", d.name, d.Kill
@@ -293,6 +303,8 @@ func (r *signersRun) breakThings(ctx context.Context) {
 		case 3:
 			w := r.milters[second]
 			what, which, kill, again = "a milter", w.name, func() { w.Kill() }, func() { w.start(r.t) }
+		case 4:
+			what, which, kill, again = "an agent", "that of OpenDKIM", func() { r.agent.Kill() }, func() { r.agent.start(r.t) }
 		}
 		away := 500*time.Millisecond + time.Duration(rng.Int64N(int64(3500*time.Millisecond)))
 		r.mu.Lock()
@@ -363,7 +375,7 @@ func (r *signersRun) tell(took time.Duration) {
 	row("all", sum)
 	_ = w.Flush() // into memory
 	fmt.Fprintln(w, "\nwhile away\t"+columns+"verified then\tkills\t")
-	for _, phase := range []string{allThere, "a dkimd", "a DNS node", "an etcd member", "a milter"} {
+	for _, phase := range []string{allThere, "a dkimd", "a DNS node", "an etcd member", "a milter", "an agent"} {
 		c := phases[phase]
 		if c == nil || phase != allThere && r.kills[phase] == 0 {
 			r.t.Errorf("no message was signed while %s was away", phase)

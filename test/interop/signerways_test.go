@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +34,7 @@ func (r *signersRun) startSigners(ctx context.Context) []*way {
 		{name: "Go client, local keys", sign: r.startClient(ctx, "client-local", signer.Options{
 			Watch: true, Local: true, Register: &signer.Registration{Lease: time.Minute}, ReportInterval: 3 * time.Second,
 		})},
+		{name: "OpenDKIM, agent", brand: "files", sign: r.startOpenDKIM()},
 	}
 	for _, w := range ways {
 		w.counts = make(map[string]*count)
@@ -87,42 +90,90 @@ func (r *signersRun) startRspamd() func(context.Context, string) (string, error)
 	}
 }
 
-// milter is a dkimd milter.
-type milter struct {
+// helper is a dkimd milter or a dkimd agent.
+type helper struct {
 	*harness.Process // of the last start
-	name, addr       string
+	name, ready      string
 	args             []string
 }
 
-func (m *milter) start(t *testing.T) {
+func (h *helper) start(t *testing.T) {
 	t.Helper()
-	m.Process = harness.Start(t, m.name, harness.Dkimd, nil, m.args...)
-	harness.Eventually(t, limit, m.name+" is ready", func() error {
-		if !strings.Contains(m.Output(), "milter ready") {
+	h.Process = harness.Start(t, h.name, harness.Dkimd, nil, h.args...)
+	harness.Eventually(t, limit, h.name+" is ready", func() error {
+		if !strings.Contains(h.Output(), h.ready) {
 			return errors.New("it does not say so")
 		}
-		return m.Running()
+		return h.Running()
 	})
+}
+
+// connection are flags for a signer of that name.
+func (r *signersRun) connection(name string) []string {
+	r.t.Helper()
+	cert := r.etcd.PKI.Client(r.t, name, "signer")
+	return []string{
+		"--dkimd", r.dkimd[0].grpc, "--dkimd", r.dkimd[1].grpc, "--metrics-listen", "",
+		"--tls-ca", cert.CA, "--tls-cert", cert.Cert, "--tls-key", cert.Key,
+	}
 }
 
 func (r *signersRun) startMilter(name string, flags ...string) func(context.Context, string) (string, error) {
 	r.t.Helper()
-	cert := r.etcd.PKI.Client(r.t, name, "signer")
-	m := &milter{name: name, addr: harness.Addr(r.t)}
-	m.args = append([]string{
-		"milter", "--listen", m.addr, "--dkimd", r.dkimd[0].grpc, "--dkimd", r.dkimd[1].grpc,
-		"--tls-ca", cert.CA, "--tls-cert", cert.Cert, "--tls-key", cert.Key, "--metrics-listen", "",
-	}, flags...)
+	addr := harness.Addr(r.t)
+	m := &helper{name: name, ready: "milter ready", args: slices.Concat([]string{"milter", "--listen", addr}, r.connection(name), flags)}
 	m.start(r.t)
 	r.milters = append(r.milters, m)
-	return func(_ context.Context, text string) (string, error) { return filtered(m.addr, text) }
+	return func(_ context.Context, text string) (string, error) {
+		return filtered(addr, text, gomilter.OptAddHeader)
+	}
 }
 
-// filtered is a message as a mail server gets it back from a milter. An error is
+// startOpenDKIM starts an OpenDKIM and the agent that keeps its files.
+func (r *signersRun) startOpenDKIM() func(context.Context, string) (string, error) {
+	r.t.Helper()
+	dir, addr := r.t.TempDir(), harness.Addr(r.t)
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	files, pid := filepath.Join(dir, "files"), filepath.Join(dir, "opendkim.pid")
+	r.agent = &helper{name: "agent", ready: "agent started", args: slices.Concat([]string{
+		"agent", "--format", "opendkim", "--dir", files, "--brand", "files", "--reload-pid-file", pid,
+	}, r.connection("agent"))}
+	r.agent.start(r.t)
+	harness.Eventually(r.t, limit, "the agent has written its files", func() error {
+		_, err := os.Stat(filepath.Join(files, "SigningTable"))
+		return err
+	})
+	start(r.t, "/usr/sbin/opendkim", "-f", "-x", write(r.t, filepath.Join(dir, "opendkim.conf"), fmt.Sprintf(`Mode s
+Socket inet:%[2]s@%[3]s
+PidFile %[4]s
+KeyTable %[1]s/KeyTable
+SigningTable refile:%[1]s/SigningTable
+Canonicalization relaxed/relaxed
+OversignHeaders From
+MultipleSignatures yes
+RequireSafeKeys no
+Syslog no
+`, files, port, host, pid)))
+	sign := func(_ context.Context, text string) (string, error) {
+		return filtered(addr, text, 1<<9-1) // it demands that all are offered
+	}
+	harness.Eventually(r.t, limit, "OpenDKIM signs", func() error {
+		_, err := sign(r.t.Context(), "From: jo@files.dk\r\n\r\n")
+		return err
+	})
+	return sign
+}
+
+// filtered is a message as a mail server that offers these actions gets it back from
+// a milter. An error is
 // what it answers with 451, as milter_default_action = tempfail says.
-func filtered(addr, text string) (string, error) {
+func filtered(addr, text string, offer gomilter.OptAction) (string, error) {
 	mta := gomilter.NewClientWithOptions("tcp", addr, gomilter.ClientOptions{
-		ActionMask: gomilter.OptAddHeader, ReadTimeout: 30 * time.Second, WriteTimeout: callLimit,
+		ActionMask:  offer,
+		ReadTimeout: 30 * time.Second, WriteTimeout: callLimit,
 	})
 	defer mta.Close()
 	s, err := mta.Session()
@@ -136,6 +187,9 @@ func filtered(addr, text string) (string, error) {
 	if _, err := s.Mail("jo@example.com", nil); err != nil {
 		return "", err
 	}
+	if _, err := s.Rcpt("you@example.org", nil); err != nil {
+		return "", err
+	}
 	header, body, _ := strings.Cut(text, "\r\n\r\n")
 	for line := range strings.SplitSeq(strings.ReplaceAll(header, "\r\n\t", "\n\t"), "\r\n") {
 		name, value, _ := strings.Cut(line, ": ")
@@ -143,23 +197,32 @@ func filtered(addr, text string) (string, error) {
 			return "", err
 		}
 	}
-	if _, err := s.HeaderEnd(); err != nil {
+	a, err := s.HeaderEnd()
+	if err != nil {
 		return "", err
+	}
+	if a.Code != gomilter.ActContinue {
+		return "", reply(a)
 	}
 	changes, a, err := s.BodyReadFrom(strings.NewReader(body))
 	if err != nil {
 		return "", err
 	}
-	if a.Code != gomilter.ActAccept && a.Code != gomilter.ActContinue {
-		return "", fmt.Errorf("reply %c %d %s", a.Code, a.SMTPCode, a.SMTPText)
+	if len(changes) == 0 || a.Code != gomilter.ActAccept && a.Code != gomilter.ActContinue {
+		return "", reply(a)
 	}
-	if len(changes) == 0 {
-		return "", errUnsigned
-	}
-	for _, c := range changes {
+	for _, c := range changes { // the last one is on top
 		text = c.HeaderName + ": " + strings.ReplaceAll(c.HeaderValue, "\n", "\r\n") + "\r\n" + text
 	}
 	return text, nil
+}
+
+// reply is the error of a message that comes back unsigned.
+func reply(a *gomilter.Action) error {
+	if a.Code == gomilter.ActAccept || a.Code == gomilter.ActContinue {
+		return errUnsigned
+	}
+	return fmt.Errorf("reply %c %d %s", a.Code, a.SMTPCode, a.SMTPText)
 }
 
 // startClient makes a Go client, which signs with go-msgauth.
