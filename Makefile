@@ -59,7 +59,7 @@ interop: ## compare our replies with those of other name servers, have them as s
 	go run ./test/interop/differential -queries $(QUERIES) -seed $(SEED)
 	@tools/install-interop.sh
 	go test -tags interop -count=1 -timeout 90m -v ./test/interop -rotations $(ROTATIONS) -messages $(MESSAGES)
-	go test -tags interop -count=1 -timeout 10m -v ./test/e2e -run 'TestPostfix|TestSendmail|TestOpenDKIM|TestExim'
+	go test -tags interop -count=1 -timeout 10m -v ./test/e2e -run 'TestPostfix|TestSendmail|TestOpenDKIM|TestExim|TestRspamd'
 
 robustness: ## take etcd, network, disk and clients away from DNS nodes, each for FAULT (30s)
 	go test -count=1 -timeout 2h -v ./test/robustness -fault $(FAULT)

@@ -3,8 +3,10 @@ package agent_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -42,7 +44,7 @@ func TestCrashes(t *testing.T) {
 	for _, once := range []bool{false, true} { // one operation fails, or all from then on
 		operations := 0
 		for at := 1; ; at++ {
-			done := crash(t, at, once)
+			done := crash(t, "opendkim", at, once)
 			if done {
 				operations = at - 1
 				break
@@ -58,9 +60,27 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
-func crash(t *testing.T, at int, once bool) (done bool) {
+// The same holds for files of other formats, which differ in their names only: every
+// seventh operation is enough.
+func TestCrashesOfFormats(t *testing.T) {
+	for _, f := range formats(t) {
+		if f.Name == "opendkim" {
+			continue
+		}
+		t.Run(f.Name, func(t *testing.T) {
+			t.Parallel()
+			for at := 1; !crash(t, f.Name, at, at%2 == 0); at += 7 {
+				if t.Failed() {
+					t.Fatalf("operation %d", at)
+				}
+			}
+		})
+	}
+}
+
+func crash(t *testing.T, format string, at int, once bool) (done bool) {
 	t.Helper()
-	w := newWorld(t, "opendkim")
+	w := newWorld(t, format)
 	n, failing := 0, true
 	fault := func(operation, path string) error {
 		n++
@@ -113,32 +133,62 @@ func crash(t *testing.T, at int, once bool) (done bool) {
 			t.Fatal(err)
 		}
 	}
-	got, err := signing(w.dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	files := 0
-	for name, keys := range w.domains {
-		if len(got["*@"+name]) != 1 { // the RSA key
-			t.Errorf("%s: %v", name, got)
-		}
+	for _, keys := range w.domains {
 		files += len(keys)
+	}
+	if err := sound(w.dir); err != nil {
+		t.Error(err)
+	}
+	if format == "opendkim" {
+		got, err := signing(w.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name := range w.domains {
+			if len(got["*@"+name]) != 1 { // the RSA key
+				t.Errorf("%s: %v", name, got)
+			}
+		}
 	}
 	there, err := filepath.Glob(filepath.Join(w.dir, "keys", "*"))
 	if err != nil || len(there) != files+len(w.standby) {
 		t.Errorf("%d key files, want %d: %v", len(there), files+len(w.standby), there)
 	}
 	entries, err := os.ReadDir(w.dir)
-	if err != nil || len(entries) != 4 {
+	if err != nil || len(entries) != 2+len(agent.Tables(w.format)) {
 		t.Errorf("%v, %v", entries, err)
 	}
 	return false
 }
 
+// keyPath is how a file of a key is named in any table.
+var keyPath = regexp.MustCompile(`/[A-Za-z0-9/._+-]+\.pem`)
+
 // sound checks that no table names what is not there.
 func sound(dir string) error {
-	_, err := signing(dir)
-	return err
+	if _, err := signing(dir); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() || e.Name() == "manifest.json" || filepath.Ext(e.Name()) == ".tmp" {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return err
+		}
+		for _, path := range keyPath.FindAllString(string(data), -1) {
+			if err := wholeKey(path); err != nil {
+				return fmt.Errorf("%s names %w", e.Name(), err)
+			}
+		}
+	}
+	return nil
 }
 
 // A disk that is full leaves the files as they are, which is said once, and the agent

@@ -159,6 +159,9 @@ type world struct {
 func newWorld(t testing.TB, format string) *world {
 	t.Helper()
 	f, ok := agent.FormatNamed(format)
+	if format == agent.TemplateName {
+		f, ok = template(t), true
+	}
 	if !ok {
 		t.Fatal(format)
 	}
@@ -167,6 +170,22 @@ func newWorld(t testing.TB, format string) *world {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// template is the one in testdata.
+func template(t testing.TB) agent.Format {
+	t.Helper()
+	f, err := agent.Template("testdata/template/keys.conf.tmpl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// formats are all.
+func formats(t testing.TB) []agent.Format {
+	t.Helper()
+	return append(agent.Formats(), template(t))
 }
 
 // memory is a directory that is no disk, where there is one: a file that replaces

@@ -34,9 +34,9 @@ type View struct {
 	Refs []Ref
 }
 
-// Formats are those that need nothing to be made.
+// Formats are those that need nothing to be made; the other one is Template.
 func Formats() []Format {
-	return []Format{openDKIM, exim}
+	return []Format{openDKIM, exim, rspamd, kumoMTA}
 }
 
 // FormatNamed is the one of Formats with that name.
@@ -113,4 +113,45 @@ var exim = Format{Name: "exim", tables: []string{"paths", "selectors", "domains"
 		selectors.WriteByte('\n')
 	}
 	return [][]byte{keys.Bytes(), selectors.Bytes(), domains.Bytes()}, nil
+}}
+
+// rspamd is a key_table and a signing_table of its module dkim_signing, which looks at
+// both by itself now and then. It signs with one key for each domain, and reads no
+// Ed25519 keys in PEM: the first RSA key is taken.
+var rspamd = Format{Name: "rspamd", tables: []string{"key_table", "signing_table"}, render: func(v View) ([][]byte, error) {
+	var keys, signs bytes.Buffer
+	for _, r := range v.Refs {
+		fmt.Fprintf(&keys, "%s %s:%s:%s\n", r.label(), r.Domain, r.Selector, r.path(v.Dir))
+	}
+	for _, e := range v.Entries {
+		if r := e.Refs[0]; r.Algorithm == rsaSHA256 { // RSA keys are first
+			fmt.Fprintf(&signs, "*@%s %s\n", e.Sender, r.label())
+		}
+	}
+	return [][]byte{keys.Bytes(), signs.Bytes()}, nil
+}}
+
+// kumoMTA is a file for KumoMTA's helper dkim_sign: a block with one key for each
+// domain, whose name is also d=, and a signature for mail of all others.
+var kumoMTA = Format{Name: "kumomta", tables: []string{"dkim_data.toml"}, render: func(v View) ([][]byte, error) {
+	var out bytes.Buffer
+	key := func(r Ref) {
+		algo := "sha256"
+		if r.Algorithm == ed25519SHA256 {
+			algo = "ed25519"
+		}
+		fmt.Fprintf(&out, "selector = %q\nalgo = %q\nfilename = %q\n", r.Selector, algo, r.path(v.Dir))
+	}
+	if len(v.Default.Refs) > 0 {
+		r := v.Default.Refs[0]
+		fmt.Fprintf(&out, "[base]\nadditional_signatures = [\"default\"]\n\n[signature.\"default\"]\npolicy = \"OnlyIfMissingDomainBlock\"\ndomain = %q\n", r.Domain)
+		key(r)
+	}
+	for _, e := range v.Entries {
+		if r := e.Refs[0]; r.Domain == e.Sender { // a default key signs what has no block
+			fmt.Fprintf(&out, "\n[domain.%q]\n", e.Sender)
+			key(r)
+		}
+	}
+	return [][]byte{out.Bytes()}, nil
 }}

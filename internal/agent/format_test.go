@@ -1,7 +1,9 @@
 package agent_test
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,7 +42,7 @@ func sample() agent.View {
 
 // TestRender compares with the files in testdata.
 func TestRender(t *testing.T) {
-	for _, f := range agent.Formats() {
+	for _, f := range formats(t) {
 		t.Run(f.Name, func(t *testing.T) {
 			got, err := agent.Render(f, sample())
 			if err != nil {
@@ -72,20 +74,44 @@ func table(data []byte, separator string) (map[string][]string, error) {
 	return rows, nil
 }
 
+// keyAndSigningTable reads two tables as OpenDKIM and rspamd do.
+func keyAndSigningTable(tables [][]byte, sender string) ([]string, error) {
+	keys, err := table(tables[0], " ")
+	if err != nil {
+		return nil, err
+	}
+	signing, err := table(tables[1], " ")
+	var found []string
+	for _, name := range signing["*@"+sender] {
+		found = append(found, keys[name]...)
+	}
+	return found, err
+}
+
 // readers say by the tables of a format with which selectors, d= and files mail of a
 // domain is signed.
 var readers = map[string]func(tables [][]byte, sender string) ([]string, error){
-	"opendkim": func(tables [][]byte, sender string) ([]string, error) {
-		keys, err := table(tables[0], " ")
-		if err != nil {
-			return nil, err
+	"opendkim": keyAndSigningTable,
+	"rspamd":   keyAndSigningTable,
+	"kumomta": func(tables [][]byte, sender string) ([]string, error) {
+		_, block, ok := strings.Cut(string(tables[0]), "\n[domain.\""+sender+"\"]\n")
+		if !ok {
+			return nil, nil
 		}
-		signing, err := table(tables[1], " ")
-		var found []string
-		for _, name := range signing["*@"+sender] {
-			found = append(found, keys[name]...)
+		block, _, _ = strings.Cut(block, "\n\n")
+		rows, err := table([]byte(block), " = ")
+		if err != nil || len(rows["selector"]) != 1 || len(rows["filename"]) != 1 {
+			return nil, fmt.Errorf("%v: %w", rows, err)
 		}
-		return found, err
+		return []string{sender + ":" + strings.Trim(rows["selector"][0], `"`) + ":" + strings.Trim(rows["filename"][0], `"`)}, nil
+	},
+	"template": func(tables [][]byte, sender string) ([]string, error) {
+		_, line, ok := strings.Cut("\n"+string(tables[0]), "\nsender "+sender+" ")
+		if !ok {
+			return nil, nil
+		}
+		line, _, _ = strings.Cut(line, "\n")
+		return strings.Fields(line), nil
 	},
 	"exim": func(tables [][]byte, sender string) ([]string, error) {
 		var t [3]map[string][]string
@@ -112,12 +138,15 @@ var readers = map[string]func(tables [][]byte, sender string) ([]string, error){
 	},
 }
 
+// oneKey says that a format has one key for each domain.
+func oneKey(format string) bool { return format == "rspamd" || format == "kumomta" }
+
 // What a table says is what went in, for any names.
 func TestTablesReadBack(t *testing.T) {
 	label := rapid.StringMatching(`[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?`)
 	for format, read := range readers {
 		t.Run(format, func(t *testing.T) {
-			f, _ := agent.FormatNamed(format)
+			f := newWorld(t, format).format
 			rapid.Check(t, func(t *rapid.T) {
 				v := agent.View{Dir: "/d"}
 				for i, name := range rapid.SliceOfNDistinct(label, 0, 8, rapid.ID[string]).Draw(t, "domains") {
@@ -137,7 +166,7 @@ func TestTablesReadBack(t *testing.T) {
 				for _, e := range v.Entries {
 					var want []string
 					for _, r := range e.Refs {
-						if format == "opendkim" && r.Algorithm == "ed25519-sha256" {
+						if (format == "opendkim" || format == "rspamd") && r.Algorithm == "ed25519-sha256" || oneKey(format) && len(want) > 0 {
 							continue
 						}
 						want = append(want, r.Domain+":"+r.Selector+":"+agent.KeyPath(v.Dir, r))
@@ -160,7 +189,7 @@ func TestTablesReadBack(t *testing.T) {
 
 // Each format's files can be written, and read again by the next agent.
 func TestFormats(t *testing.T) {
-	for _, f := range agent.Formats() {
+	for _, f := range formats(t) {
 		t.Run(f.Name, func(t *testing.T) {
 			w := newWorld(t, f.Name)
 			w.domains["a.dk"] = []signer.KeyInfo{info("a.dk", "s1", "k1")}
@@ -175,5 +204,84 @@ func TestFormats(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The template in docs/signers.md is the one that is tested.
+func TestTemplateDocumented(t *testing.T) {
+	text, err := os.ReadFile("testdata/template/keys.conf.tmpl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("../../docs/signers.md")
+	if err != nil || !strings.Contains(string(doc), "\n```\n"+string(text)+"```\n") {
+		t.Errorf("docs/signers.md does not have it: %v", err)
+	}
+}
+
+// A template that cannot be used is refused before there is anything to write.
+func TestTemplateRefused(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"keys.conf", "", "NAME.tmpl"},
+		{"keys.tmpl", "", "NAME.tmpl"},
+		{"manifest.json.tmpl", "", "NAME.tmpl"},
+		{"a.tmp.tmpl", "", "NAME.tmpl"},
+		{".tmpl", "", "NAME.tmpl"},
+		{"a b.tmpl", "", "NAME.tmpl"},
+		{"a.tmpl", "{{range .Domains}}", "a.tmpl:1: unexpected EOF"},
+		{"a.tmpl", "{{nothing}}", `a.tmpl:1: function "nothing" not defined`},
+		{"a.tmpl", "{{.Domain}}", "tried with 0 domains: template: a.tmpl:1:2"},
+		{"a.tmpl", "{{(index .Domains 0).Domain}}", "tried with 0 domains"},
+		{"a.tmpl", "{{range .Domains}}{{range .Keys}}{{.Path}}{{end}}{{end}}", "tried with 2 domains: template: a.tmpl:1:35"},
+	} {
+		file := filepath.Join(t.TempDir(), c.name)
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := agent.Template(file); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s %q: %v, want %s", c.name, c.text, err, c.want)
+		}
+	}
+	if _, err := agent.Template(filepath.Join(t.TempDir(), "a.tmpl")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// A template may make another file, or other content, after a restart.
+func TestTemplateChanges(t *testing.T) {
+	w := newWorld(t, agent.TemplateName)
+	w.domains["a.dk"] = []signer.KeyInfo{info("a.dk", "s1", "k1")}
+	for _, c := range []struct{ name, text, want string }{
+		{"a", "{{len .Keys}}", "1"},
+		{"a", "{{len .Domains}} {{(index .Keys 0).Domain}}", ""},
+		{"a", "{{range .Keys}}{{.Domain}}{{end}}", "a.dk"},
+		{"b", "{{range .Keys}}{{.Signs}}{{end}}", "true"},
+	} {
+		file := filepath.Join(t.TempDir(), c.name+".tmpl")
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := agent.Template(file)
+		if c.want == "" {
+			if err == nil {
+				t.Errorf("%q is taken", c.text)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.format = f
+		a := w.open(t)
+		agent.Step(t.Context(), a, w)
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(filepath.Join(w.dir, c.name)); err != nil || string(got) != c.want {
+			t.Errorf("%q, %v, want %q", got, err, c.want)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(w.dir, "a")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file of the template before is still there: %v", err)
 	}
 }

@@ -24,8 +24,9 @@ import (
 type Agent struct {
 	// Connection is how to reach dkimd.
 	Connection
-	// Format is how the signer reads keys, one of agent.Formats.
-	Format string
+	// Format is how the signer reads keys, one of agent.Formats, or agent.TemplateName
+	// with the file Template.
+	Format, Template string
 	// Dir is for the signer's files, User the one that they belong to, or Group the one
 	// that may read them; both by name or id, "" for none.
 	Dir, User, Group string
@@ -70,6 +71,7 @@ or a token of that role, and dkimd has to allow it to fetch private keys
 	f := cmd.Flags()
 	o.Connection.add(f)
 	f.StringVar(&o.Format, "format", "", "what signs: "+strings.Join(formatNames(), ", "))
+	f.StringVar(&o.Template, "template", "", "`file` NAME.tmpl, a text/template of Go that makes the file NAME, for --format template")
 	f.StringVar(&o.Dir, "dir", "", "`directory` for its files and for nothing else; made with mode 0700")
 	f.StringVar(&o.Group, "group", "", "`group` that may read the files, by name or id (default none; mode 0640 and 0750 with it)")
 	f.StringVar(&o.User, "user", "", "`user` that the files belong to, by name or id: that of the signer, when the agent runs as root (default that of the agent)")
@@ -88,7 +90,7 @@ func formatNames() []string {
 	for _, f := range agent.Formats() {
 		names = append(names, f.Name)
 	}
-	return names
+	return append(names, agent.TemplateName)
 }
 
 // Run keeps the files in step until ctx ends.
@@ -140,8 +142,10 @@ func (o *Agent) options() (agent.Options, error) {
 	switch {
 	case o.Format == "":
 		return ao, fmt.Errorf("--format (or %s) is needed: %s", envName("format"), strings.Join(formatNames(), ", "))
-	case !known:
+	case !known && o.Format != agent.TemplateName:
 		return ao, fmt.Errorf("--format is one of %s, not %q", strings.Join(formatNames(), ", "), o.Format)
+	case (o.Format == agent.TemplateName) != (o.Template != ""):
+		return ao, fmt.Errorf("--template and --format %s go together", agent.TemplateName)
 	case o.Dir == "":
 		return ao, fmt.Errorf("--dir (or %s) is needed", envName("dir"))
 	case o.User != "" && o.Group != "":
@@ -154,6 +158,12 @@ func (o *Agent) options() (agent.Options, error) {
 		ao.Reload = agent.CommandReload(o.ReloadCommand)
 	case ao.Format.MustReload:
 		return ao, fmt.Errorf("--reload-pid-file or --reload-command is needed: %s reads its tables when it is told to", o.Format)
+	}
+	if o.Template != "" {
+		var err error
+		if ao.Format, err = agent.Template(o.Template); err != nil {
+			return ao, fmt.Errorf("--template: %w", err)
+		}
 	}
 	if o.User != "" {
 		var err error

@@ -298,6 +298,7 @@ func TestAgentFlags(t *testing.T) {
 		`not "sendmail"`:                                             with + " --format sendmail",
 		"--dir (or DKIMD_DIR) is needed":                             with + " --format exim",
 		"--reload-pid-file or --reload-command is needed: opendkim":  with + " --format opendkim --dir d",
+		"--template and --format template go together":               with + " --format exim --dir d --template t.tmpl",
 		"either --reload-pid-file or --reload-command, not both":     with + " --format opendkim --dir d --reload-pid-file p --reload-command c",
 		"--group: group: unknown group nobody-has-this":              with + " --format exim --dir d --group nobody-has-this",
 		"main.cf was there before: choose a directory that is empty": with + " --format exim --dir " + strange,
