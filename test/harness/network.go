@@ -3,6 +3,7 @@ package harness
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"os"
 	"runtime"
@@ -28,6 +29,42 @@ var addresses struct {
 // before a program of the test does, or between two starts of it.
 func Addr(tb testing.TB) string {
 	tb.Helper()
+	for addr := range unused() {
+		if free(addr) {
+			return addr
+		}
+	}
+	tb.Fatalf("no port free on %s", Host())
+	return ""
+}
+
+// Listen listens at such an address. To ask for one and then to listen there
+// fails now and then: a program that is starting meanwhile has, for a moment, what
+// was opened to see whether the address is free.
+func Listen(tb testing.TB) net.Listener {
+	tb.Helper()
+	for addr := range unused() {
+		if l, err := net.Listen("tcp", addr); err == nil {
+			return l
+		}
+	}
+	tb.Fatalf("no port free on %s", Host())
+	return nil
+}
+
+// unused are addresses that were not given out, each of them once.
+func unused() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for {
+			port, ok := nextPort()
+			if !ok || !yield(fmt.Sprintf("%s:%d", Host(), port)) {
+				return
+			}
+		}
+	}
+}
+
+func nextPort() (port int, ok bool) {
 	addresses.mu.Lock()
 	defer addresses.mu.Unlock()
 	if addresses.port == 0 {
@@ -36,15 +73,8 @@ func Addr(tb testing.TB) string {
 			addresses.port += os.Getpid() * 100 % (lastPort - firstPort)
 		}
 	}
-	for ; addresses.port < lastPort; addresses.port++ {
-		addr := fmt.Sprintf("%s:%d", Host(), addresses.port)
-		if free(addr) {
-			addresses.port++
-			return addr
-		}
-	}
-	tb.Fatalf("no port free on %s", Host())
-	return ""
+	addresses.port++
+	return addresses.port - 1, addresses.port <= lastPort
 }
 
 // Host is the host of all that Addr returns.

@@ -62,10 +62,7 @@ func (c *Cluster) connect(tb testing.TB, hosts, peers []string) {
 // is, and returns its address. It ends with the test.
 func startGate(tb testing.TB, find func(host string) string) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", Addr(tb))
-	if err != nil {
-		tb.Fatal(err)
-	}
+	l := Listen(tb)
 	var mu sync.Mutex
 	open := make(map[net.Conn]struct{})
 	ended := false

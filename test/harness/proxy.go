@@ -41,10 +41,7 @@ type link struct {
 // everything. It ends with the test.
 func StartProxy(tb testing.TB, target string) *Proxy {
 	tb.Helper()
-	l, err := net.Listen("tcp", Addr(tb))
-	if err != nil {
-		tb.Fatal(err)
-	}
+	l := Listen(tb)
 	p := &Proxy{Addr: l.Addr().String(), target: target, links: make(map[*link]struct{})}
 	p.wake = sync.NewCond(&p.mu)
 	var running sync.WaitGroup

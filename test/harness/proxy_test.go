@@ -14,10 +14,7 @@ import (
 // greeter sends its name on each connection and then what it is sent.
 func greeter(t *testing.T, name string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", harness.Addr(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := harness.Listen(t)
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
