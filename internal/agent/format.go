@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 )
 
@@ -117,7 +118,8 @@ var exim = Format{Name: "exim", tables: []string{"paths", "selectors", "domains"
 
 // rspamd is a key_table and a signing_table of its module dkim_signing, which looks at
 // both by itself now and then. It signs with one key for each domain, and reads no
-// Ed25519 keys in PEM: the first RSA key is taken.
+// Ed25519 keys in PEM: the first RSA key is taken. The signing_table is to be read as
+// regexp, since others tell capitals apart.
 var rspamd = Format{Name: "rspamd", tables: []string{"key_table", "signing_table"}, render: func(v View) ([][]byte, error) {
 	var keys, signs bytes.Buffer
 	for _, r := range v.Refs {
@@ -125,7 +127,7 @@ var rspamd = Format{Name: "rspamd", tables: []string{"key_table", "signing_table
 	}
 	for _, e := range v.Entries {
 		if r := e.Refs[0]; r.Algorithm == rsaSHA256 { // RSA keys are first
-			fmt.Fprintf(&signs, "*@%s %s\n", e.Sender, r.label())
+			fmt.Fprintf(&signs, "/@%s$/i %s\n", regexp.QuoteMeta(e.Sender), r.label())
 		}
 	}
 	return [][]byte{keys.Bytes(), signs.Bytes()}, nil

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -92,7 +93,12 @@ func keyAndSigningTable(tables [][]byte, sender string) ([]string, error) {
 // domain is signed.
 var readers = map[string]func(tables [][]byte, sender string) ([]string, error){
 	"opendkim": keyAndSigningTable,
-	"rspamd":   keyAndSigningTable,
+	"rspamd": func(tables [][]byte, sender string) ([]string, error) {
+		signs := regexp.MustCompile(`(?m)^/@(.*)\$/i `).ReplaceAllFunc(tables[1], func(m []byte) []byte {
+			return []byte("*@" + strings.ReplaceAll(string(m[2:len(m)-4]), `\.`, ".") + " ")
+		})
+		return keyAndSigningTable([][]byte{tables[0], signs}, sender)
+	},
 	"kumomta": func(tables [][]byte, sender string) ([]string, error) {
 		_, block, ok := strings.Cut(string(tables[0]), "\n[domain.\""+sender+"\"]\n")
 		if !ok {

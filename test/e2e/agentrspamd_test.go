@@ -18,7 +18,7 @@ import (
 
 // rspamdLines are what docs/signers.md has as local.d/dkim_signing.conf.
 const rspamdLines = `key_table = "/var/lib/dkimd-agent/rspamd/key_table";
-signing_table = "/var/lib/dkimd-agent/rspamd/signing_table";
+signing_table = "regexp;/var/lib/dkimd-agent/rspamd/signing_table";
 `
 
 // rspamd signs with what the agent writes, and sees changes by itself.
@@ -66,6 +66,15 @@ dkim_signing {
 	s.rotate(t)
 	second := s.signs(t, send, first)
 	t.Logf("%s, then %s", first, second)
+	capitals := strings.Replace(mail, "joe@spamtrap.dk", "Joe@SpamTrap.DK", 1)
+	if got := s.signs(t, func() (string, error) { return rspamdSigned(t, addr, capitals) }, first); got != second {
+		t.Errorf("signed with %s, want %s", got, second)
+	}
+	for _, other := range []string{"joe@sub.spamtrap.dk", "joe@spamtrapxdk", "joe@spamtrap.dk.example"} {
+		if text, err := rspamdSigned(t, addr, strings.Replace(mail, "joe@spamtrap.dk", other, 1)); err == nil {
+			t.Errorf("mail of %s is signed:\n%s", other, text)
+		}
+	}
 }
 
 // rspamdSigned is a message of a user as rspamd has it sent.
