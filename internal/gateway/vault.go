@@ -190,11 +190,21 @@ func (s *vaultSelector) set(der []byte) error {
 	case ed25519.PrivateKey:
 		public, _ := k.Public().(ed25519.PublicKey)
 		s.Algorithm, s.Bits = "ed25519", 8*ed25519.SeedSize
-		s.Key, s.PublicKey = base64.StdEncoding.EncodeToString(k.Seed()), base64.StdEncoding.EncodeToString(public)
+		s.Key, s.PublicKey = seedText(k.Seed()), base64.StdEncoding.EncodeToString(public)
 	default:
 		return errors.New("a private key is of a kind that does not sign mail")
 	}
 	return nil
+}
+
+// seedText is a seed as rspamd reads it. It takes what begins with a slash for the
+// name of a file, signs nothing and logs it, and skips a space.
+func seedText(seed []byte) string {
+	text := base64.StdEncoding.EncodeToString(seed)
+	if strings.HasPrefix(text, "/") {
+		return " " + text
+	}
+	return text
 }
 
 func toPEM(der []byte) string {
