@@ -160,6 +160,7 @@ func (s *lifeSite) newDkimd(t *testing.T, name, kek string, nodes map[string]str
 		"--etcd-ca", user.CA, "--etcd-cert", user.Cert, "--etcd-key", user.Key,
 		"--tls-ca", server.CA, "--tls-cert", server.Cert, "--tls-key", server.Key, "--kek-url", kek,
 		"--grpc-listen", addr, "--http-listen", d.http, "--metrics-listen", d.metrics, "--allow-key-fetch", "rspamd", "--allow-key-fetch", "milter-local", "--allow-key-fetch", "client-local", "--allow-key-fetch", "agent",
+		"--allow-key-fetch", "agent-opendkim", "--allow-key-fetch", "agent-exim",
 	}
 	for host, at := range nodes {
 		d.args = append(d.args, "--check-name-server", host+"="+at)

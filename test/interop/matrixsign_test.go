@@ -26,6 +26,8 @@ func startSigners(t *testing.T, m *matrix) []signingProgram {
 		{"Go client", goSigner(t, m, cert)},
 		{"rspamd, Vault", vaultSigner(t, m)},
 		{"Postfix, milter", postfixSigner(t, m, cert)},
+		{"OpenDKIM, agent", openDKIMSigner(t, m)},
+		{"Exim, agent", eximSigner(t, m)},
 	}
 }
 

@@ -204,7 +204,7 @@ var openDKIMResult = regexp.MustCompile(`\sdkim=(\w+).* header\.d=(\S+) header\.
 // wants to be changed.
 func milterChanges(milter, from, message string) ([]gomilter.ModifyAction, error) {
 	client := gomilter.NewClientWithOptions("tcp", milter, gomilter.ClientOptions{
-		ActionMask:  gomilter.OptAddHeader | gomilter.OptChangeHeader | gomilter.OptQuarantine,
+		ActionMask:  1<<9 - 1, // OpenDKIM demands that all are offered
 		ReadTimeout: limit, WriteTimeout: limit,
 	})
 	defer client.Close()
@@ -233,7 +233,7 @@ func milterChanges(milter, from, message string) ([]gomilter.ModifyAction, error
 			return nil, err
 		}
 	}
-	if _, err := s.HeaderEnd(); err != nil {
+	if a, err := s.HeaderEnd(); err != nil || a.Code == gomilter.ActAccept { // it wants no more of it
 		return nil, err
 	}
 	changes, a, err := s.BodyReadFrom(strings.NewReader(body))
