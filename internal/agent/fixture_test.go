@@ -239,6 +239,11 @@ func (w *world) open(t testing.TB) *agent.Agent {
 // signing are the files of the keys that OpenDKIM would sign with, by pattern. It
 // fails if a table names what is not there.
 func signing(dir string) (map[string][]string, error) {
+	// In this order, as an agent that runs writes them in the opposite one.
+	table, err := os.ReadFile(filepath.Join(dir, "SigningTable"))
+	if err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
 	names := make(map[string]string)
 	keys, err := os.ReadFile(filepath.Join(dir, "KeyTable"))
 	if err != nil && !os.IsNotExist(err) {
@@ -254,10 +259,6 @@ func signing(dir string) (map[string][]string, error) {
 			return nil, fmt.Errorf("KeyTable names %w", err)
 		}
 		names[name] = part[2]
-	}
-	table, err := os.ReadFile(filepath.Join(dir, "SigningTable"))
-	if err != nil && !os.IsNotExist(err) {
-		return nil, err
 	}
 	found := make(map[string][]string)
 	for line := range strings.Lines(string(table)) {
