@@ -197,8 +197,8 @@ func (s *vaultSelector) set(der []byte) error {
 	return nil
 }
 
-// seedText is a seed as rspamd reads it. It takes what begins with a slash for the
-// name of a file, signs nothing and logs it, and skips a space.
+// seedText is a seed as rspamd reads it. It does not decode what begins with a slash,
+// which may be a file's name, but signs nothing and logs it; and it skips a space.
 func seedText(seed []byte) string {
 	text := base64.StdEncoding.EncodeToString(seed)
 	if strings.HasPrefix(text, "/") {

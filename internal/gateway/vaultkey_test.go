@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// rspamd takes a key that begins with a slash for the name of a file.
+// rspamd does not decode a key that begins with a slash.
 func TestVaultSeed(t *testing.T) {
 	for first, want := range map[byte]string{
 		0x00: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
