@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/dkimzone/dkimzone/internal/agent"
-	"github.com/dkimzone/dkimzone/internal/coredump"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 	"github.com/dkimzone/dkimzone/signer"
 )
@@ -57,15 +56,7 @@ or a token of that role, and dkimd has to allow it to fetch private keys
 			"    --dkimd dkimd1.example.net:9443 --dkimd dkimd2.example.net:9443 --tls-ca ca.crt --tls-cert mx1.crt --tls-key mx1.key",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			logger, err := logs.logger(cmd.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			o.Logger = logger
-			if err := coredump.Disable(); err != nil {
-				return err
-			}
-			return unlessStopped(cmd.Context(), o.Run(cmd.Context()))
+			return runWith(cmd, &logs, &o.Logger, func(ctx context.Context) error { return o.Run(ctx) })
 		},
 	}
 	f := cmd.Flags()

@@ -67,15 +67,8 @@ admin certificates (<data-dir>/pki), and the client configuration
 		Example: "  dkimd standalone\n  dkimd standalone --data-dir /var/lib/dkimd --zone keys.example.net --dns-listen 192.0.2.53:53",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			logger, err := logs.logger(cmd.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			o.Logger, o.Out, o.Audit.Out = logger, cmd.OutOrStdout(), cmd.OutOrStdout()
-			if err := coredump.Disable(); err != nil {
-				return err
-			}
-			return unlessStopped(cmd.Context(), o.Run(cmd.Context()))
+			o.Out, o.Audit.Out = cmd.OutOrStdout(), cmd.OutOrStdout()
+			return runWith(cmd, &logs, &o.Logger, func(ctx context.Context) error { return o.Run(ctx) })
 		},
 	}
 	f := cmd.Flags()
@@ -111,15 +104,8 @@ more. DNS is served by CoreDNS nodes with the dkim plugin.`,
 					return fmt.Errorf("--%s (or %s) is needed", name, envName(name))
 				}
 			}
-			logger, err := logs.logger(cmd.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			o.Logger, o.Audit.Out = logger, cmd.OutOrStdout()
-			if err := coredump.Disable(); err != nil {
-				return err
-			}
-			return unlessStopped(cmd.Context(), o.Run(cmd.Context()))
+			o.Audit.Out = cmd.OutOrStdout()
+			return runWith(cmd, &logs, &o.Logger, func(ctx context.Context) error { return o.Run(ctx) })
 		},
 	}
 	f := cmd.Flags()
@@ -141,9 +127,17 @@ more. DNS is served by CoreDNS nodes with the dkim plugin.`,
 	return cmd
 }
 
-// unlessStopped is err, but for a start that a signal has cut short.
-func unlessStopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+// runWith runs what a command is for, a process that has secrets in its memory,
+// with the logger that its flags ask for. A start that a signal cuts short is no
+// error.
+func runWith(cmd *cobra.Command, logs *logFlags, logger **slog.Logger, run func(context.Context) error) (err error) {
+	if *logger, err = logs.logger(cmd.ErrOrStderr()); err != nil {
+		return err
+	}
+	if err := coredump.Disable(); err != nil {
+		return err
+	}
+	if err = run(cmd.Context()); cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err

@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 
-	"github.com/dkimzone/dkimzone/internal/coredump"
 	"github.com/dkimzone/dkimzone/internal/milter"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 	"github.com/dkimzone/dkimzone/signer"
@@ -63,15 +62,7 @@ address. It connects to dkimd as a signer, with a certificate or a token of that
 			"    --tls-ca ca.crt --tls-cert mx1.crt --tls-key mx1.key",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			logger, err := logs.logger(cmd.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			o.Logger = logger
-			if err := coredump.Disable(); err != nil {
-				return err
-			}
-			return unlessStopped(cmd.Context(), o.Run(cmd.Context()))
+			return runWith(cmd, &logs, &o.Logger, func(ctx context.Context) error { return o.Run(ctx) })
 		},
 	}
 	f := cmd.Flags()
