@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -170,10 +171,13 @@ func TestAgent(t *testing.T) {
 	if _, err := os.Stat(first.file); err != nil {
 		t.Errorf("the file of the key before is gone at once: %v", err)
 	}
-	before, err := os.ReadFile(reloads)
-	if err != nil || len(before) < 2 {
-		t.Errorf("%d reloads: %v", len(before), err)
-	}
+	harness.Eventually(t, time.Minute, "the signer is reloaded and the cache has all", func() error {
+		lines, err := os.ReadFile(reloads)
+		if err != nil || len(lines) < 2 {
+			return fmt.Errorf("%d reloads: %w", len(lines), err)
+		}
+		return inStep(t, metrics, filepath.Join(dir, "SigningTable"))
+	})
 
 	// dkimd goes, and nothing changes; the agent starts anew without it, from its
 	// cache, and restores what is missing.
@@ -250,6 +254,26 @@ func TestAgent(t *testing.T) {
 		return err
 	})
 	stop(t, p)
+}
+
+// inStep reports an error until the agent has done all that follows a table.
+func inStep(t *testing.T, metrics, table string) error {
+	t.Helper()
+	_, body, err := get(t, "http://"+metrics+"/metrics")
+	if err != nil {
+		return err
+	}
+	_, rest, _ := strings.Cut(body, "\ndkimd_agent_sync_timestamp_seconds ")
+	line, _, _ := strings.Cut(rest, "\n")
+	seconds, err := strconv.ParseFloat(line, 64)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(table)
+	if err == nil && seconds < float64(info.ModTime().UnixMicro())/1e6 {
+		err = fmt.Errorf("in step at %f, the table is of %s", seconds, info.ModTime())
+	}
+	return err
 }
 
 func openEventually(t *testing.T, p *harness.Process, dir string) (found tableKey) {

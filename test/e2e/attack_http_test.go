@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 )
@@ -239,9 +240,16 @@ func attackBruteForce(t *testing.T, g *target) {
 		if limited < 30 {
 			t.Errorf("of 60 guesses %d were looked at", refused)
 		}
-		// Nor over gRPC, nor with a token.
+		// Nor over gRPC, nor with a token. He has one attempt more every few seconds.
 		one.authorization = []string{"Bearer dkz_aaaaaaaaaaaa_" + strings.Repeat("A", 32)}
-		checkStatus(t, one.call(t, "/dkim.v1.KeyManagement/GetDomain", &dkimv1.GetDomainRequest{Name: ourDomain}, &dkimv1.Domain{}), codes.ResourceExhausted, "TOO_MANY_ATTEMPTS")
+		var err error
+		for range 3 {
+			err = one.call(t, "/dkim.v1.KeyManagement/GetDomain", &dkimv1.GetDomainRequest{Name: ourDomain}, &dkimv1.Domain{})
+			if status.Code(err) != codes.Unauthenticated {
+				break
+			}
+		}
+		checkStatus(t, err, codes.ResourceExhausted, "TOO_MANY_ATTEMPTS")
 
 		var many sync.WaitGroup
 		for i := range 40 {

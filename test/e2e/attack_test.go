@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -94,7 +93,7 @@ func newTarget(t *testing.T) *target {
 		issuer: newIssuer(t), kek2: pki.KEK(t), shown: make(map[string]bool),
 	}
 	g.root = g.in.etcd.Client(t, "root")
-	g.store = keystore.New(g.root, 10*time.Second)
+	g.store = keystore.New(g.root, callLimit)
 	g.dkimd = g.in.newDkimd(t, "dkimd1", g.in.kek)
 	g.audit = t.TempDir() + "/audit.log"
 	g.args = append(g.args, "--oidc-issuer", g.issuer.URL, "--oidc-audience", "dkimzone", "--oidc-ca", g.issuer.ca, "--audit-log", g.audit, "--log-level", "debug")

@@ -192,7 +192,7 @@ func TestAdmission(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newStandalone(t)
-	s.start(t, "--admission-url", provider.URL+"/admit", "--admission-token-file", tokenFile, "--admission-remember", "0")
+	s.start(t, "--admission-url", provider.URL+"/admit", "--admission-token-file", tokenFile, "--admission-remember", "0", "--admission-timeout", callLimit.String())
 	s.ctl(t, "brand", "create", "acme")
 	acme := tokenFor(t, s, "acme")
 	api := dial(t, s.grpc, trusting(t, s.admin().CA))

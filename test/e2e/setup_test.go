@@ -38,7 +38,7 @@ const (
 	// startLimit bounds how long a program may take until it is ready, stopLimit
 	// until it has ended after SIGTERM. Both leave room for a busy machine.
 	startLimit = time.Minute
-	stopLimit  = 20 * time.Second
+	stopLimit  = time.Minute
 
 	callLimit = time.Minute
 )
@@ -187,7 +187,7 @@ func waitReady(t *testing.T, p *harness.Process, url string) {
 	})
 }
 
-var plainHTTP = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var plainHTTP = &http.Client{Timeout: callLimit, Transport: &http.Transport{DisableKeepAlives: true}}
 
 func get(t *testing.T, url string) (status int, body string, err error) {
 	t.Helper()

@@ -47,7 +47,7 @@ func (s *standalone) wrongCredentials(t *testing.T) {
 		{"of another brand", token("--role", "signer", "--subject", "theirs", "--brand", "other"), "acme", signer.ErrRefused},
 		{"of another brand, without saying which", token("--role", "signer", "--subject", "theirs", "--brand", "other"), "", signer.ErrUnknownDomain},
 	} {
-		c, err := signer.New(signer.Options{Addresses: []string{s.grpc}, TLS: trusting(t, ca), Token: tt.token, Brand: tt.brand})
+		c, err := signer.New(signer.Options{Addresses: []string{s.grpc}, TLS: trusting(t, ca), Token: tt.token, Brand: tt.brand, Timeout: callLimit})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -144,8 +144,8 @@ func outside(proc string, first, last int64) error {
 		if err != nil {
 			return err
 		}
-		fields := strings.Fields(string(b)) // the last one is the program counter
-		pc, err := strconv.ParseInt(fields[len(fields)-1], 0, 64)
+		line := strings.TrimSpace(string(b)) // the last field is the program counter
+		pc, err := strconv.ParseInt(line[strings.LastIndexByte(line, ' ')+1:], 0, 64)
 		if err != nil {
 			return fmt.Errorf("%s: %q", file, b) // it still runs
 		}
