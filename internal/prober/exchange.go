@@ -178,7 +178,7 @@ func (p *Prober) attempt(ctx context.Context, to netip.AddrPort, q query, networ
 // send has its own time out of ctx's. Every query has a socket, and so a port,
 // of its own.
 func (p *Prober) send(ctx context.Context, to netip.AddrPort, network string, packet []byte, m *dns.Msg) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	ctx, cancel := context.WithTimeout(ctx, p.timeout(to))
 	defer cancel()
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, network, to.String())

@@ -102,12 +102,12 @@ type Stats struct {
 
 // Prober asks. It is safe for concurrent use and needs no closing.
 type Prober struct {
-	timeout, limit time.Duration
-	roots          []server
-	resolver       netip.AddrPort // invalid without one
-	stubs          map[string][]server
-	own            map[string]netip.AddrPort
-	private        bool
+	limit    time.Duration
+	roots    []server
+	resolver netip.AddrPort // invalid without one
+	stubs    map[string][]server
+	own      map[string]netip.AddrPort
+	private  bool
 
 	slots   chan struct{}
 	paces   *pacer
@@ -118,6 +118,9 @@ type Prober struct {
 	// route changes where a packet goes; tests give addresses of the Internet
 	// a place on loopback.
 	route func(netip.AddrPort) netip.AddrPort
+	// timeout is how long a place has for one query, Config.Timeout for all; tests
+	// are patient with those that do answer.
+	timeout func(place netip.AddrPort) time.Duration
 	// noRoute pretends that an address cannot be sent to; nil in earnest.
 	noRoute func(netip.AddrPort) bool
 
@@ -127,7 +130,6 @@ type Prober struct {
 // New checks cfg. Its errors name the field.
 func New(cfg Config) (*Prober, error) {
 	p := &Prober{
-		timeout: orDefault(cfg.Timeout, 2*time.Second),
 		limit:   orDefault(cfg.Limit, 20*time.Second),
 		stubs:   map[string][]server{},
 		own:     map[string]netip.AddrPort{},
@@ -136,6 +138,7 @@ func New(cfg Config) (*Prober, error) {
 		zones:   newCache[delegation](maxCached),
 		hosts:   newCache[[]netip.AddrPort](maxCached),
 		route:   func(a netip.AddrPort) netip.AddrPort { return a },
+		timeout: func(netip.AddrPort) time.Duration { return orDefault(cfg.Timeout, 2*time.Second) },
 	}
 	switch {
 	case cfg.Timeout < 0 || cfg.Limit < 0:

@@ -70,7 +70,7 @@ func TestDelegationsAreKept(t *testing.T) {
 	w.mu.Lock()
 	delete(w.sites, netip.MustParseAddrPort("192.0.2.3:53"))
 	w.mu.Unlock()
-	p.timeout = 100 * time.Millisecond
+	p.timeout = func(netip.AddrPort) time.Duration { return 100 * time.Millisecond }
 	if r := ask(t, p); r.Class != Unreachable {
 		t.Fatalf("%+v", r)
 	}

@@ -61,7 +61,7 @@ func TestServed(t *testing.T) {
 			w := newWorld(t)
 			first, second := w.site("192.0.2.53", ours(right)), w.site("192.0.2.54", ours(tt.records))
 			second.misbehave(tt.meddle, nil)
-			p := w.prober(Config{Timeout: 300 * time.Millisecond})
+			p := w.prober(Config{Timeout: time.Second})
 			servers := []NameServer{
 				{Host: "ns1." + zone, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.53")}},
 				{Host: "ns2." + zone, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.54")}},
