@@ -47,23 +47,27 @@ func TestProbeDNS(t *testing.T) {
 // network with the same number.
 func hold(t *testing.T, network string) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 50 { // somebody may ask from that port over UDP just now
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = ln.Close() })
+		if network == "tcp" {
+			return ln.Addr().String()
+		}
+		conn, err := net.ListenPacket("udp", ln.Addr().String())
+		if err != nil {
+			continue
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		if err := ln.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return conn.LocalAddr().String()
 	}
-	t.Cleanup(func() { _ = ln.Close() })
-	if network == "tcp" {
-		return ln.Addr().String()
-	}
-	conn, err := net.ListenPacket("udp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return conn.LocalAddr().String()
+	t.Fatal("no port is free for both networks")
+	return ""
 }
 
 func TestAskable(t *testing.T) {

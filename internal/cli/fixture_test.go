@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -183,6 +185,9 @@ func certificates(dir string) (server, client config.Client, _ error) {
 // start serves at address, which may be one used before.
 func (f *fixture) start(address string) error {
 	l, err := net.Listen("tcp", address)
+	for limit := time.Now().Add(time.Minute); errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(limit); {
+		l, err = net.Listen("tcp", address) // somebody connects from there just now
+	}
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -134,6 +135,9 @@ func serve(t *testing.T, a *authority, address string) (kv *fakeKV, addr string,
 		})))
 	}
 	l, err := net.Listen("tcp", address)
+	for limit := time.Now().Add(time.Minute); errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(limit); {
+		l, err = net.Listen("tcp", address) // of a server before, but somebody connects from there just now
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
