@@ -139,12 +139,12 @@ func (r *run) kekRotate() *cobra.Command {
 	return c
 }
 
-// awaitRotation shows how far the rotation is until it is over.
+// awaitRotation shows how far the rotation is until it is over, and that it is.
 func (r *run) awaitRotation(ctx context.Context, api dkimv1.CustodyClient, k *dkimv1.KeyEncryption) (*dkimv1.KeyEncryption, error) {
 	started, shown := k.GetRotation().GetStartTime().AsTime(), ""
 	ticker := time.NewTicker(kekPoll)
 	defer ticker.Stop()
-	for !over(k.GetRotation()) {
+	for {
 		text := rotationText(k.GetRotation())
 		if problem := k.GetRotation().GetError(); problem != "" && k.GetRotation().GetFailures() == 0 {
 			text += "; waits: " + problem
@@ -152,6 +152,9 @@ func (r *run) awaitRotation(ctx context.Context, api dkimv1.CustodyClient, k *dk
 		if text != shown {
 			_, _ = fmt.Fprintln(r.Stderr, oneLine(text))
 			shown = text
+		}
+		if over(k.GetRotation()) {
+			return k, nil
 		}
 		select {
 		case <-ctx.Done():
@@ -167,5 +170,4 @@ func (r *run) awaitRotation(ctx context.Context, api dkimv1.CustodyClient, k *dk
 		}
 		k = next
 	}
-	return k, nil
 }

@@ -146,7 +146,7 @@ func (n *node) notReady(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{owner(0), owner(changing), "never._domainkey", "_domainkey"} {
 		harness.Eventually(t, limit, n.name+" answers", func() error {
-			r, err := exchange(n.dns, name+"."+zone+".", dns.TypeTXT)
+			r, err := exchange(n.dns, name+"."+zone+".", dns.TypeTXT, answerTimeout)
 			if err == nil && (r.Rcode != dns.RcodeServerFailure || len(r.Answer)+len(r.Ns) > 0) {
 				t.Fatalf("answered, knowing nothing:\n%v", r)
 			}

@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	answerTimeout = 5 * time.Second
+	answerTimeout = 30 * time.Second     // nothing is lost on loopback: room for a machine that stands still
+	lossTimeout   = 2 * time.Second      // where something may be lost
 	queryInterval = 8 * time.Millisecond // of each of the queriers of a node
 	queriers      = 3
 )
@@ -58,6 +59,14 @@ func raise(floor *atomic.Uint64, v uint64) {
 func (s *seen) set(flag *atomic.Bool, v bool) {
 	flag.Store(v)
 	s.epoch.Add(1)
+}
+
+// patience is how long an answer may take.
+func (s *seen) patience() time.Duration {
+	if s.lossy.Load() {
+		return lossTimeout
+	}
+	return answerTimeout
 }
 
 // forget lets answers be of before again, as after a restart from a file that
@@ -156,7 +165,7 @@ func (m *model) askKey(s *seen, i int, strict bool) (keep func(), err error) {
 	if strict {
 		floor, serial = s.floors[i].Load(), s.serial.Load()
 	}
-	key, found, err := ask(s.node.dns, owner(i))
+	key, found, err := ask(s.node.dns, owner(i), s.patience())
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +184,7 @@ func (s *seen) askMissing() error {
 	for name, want := range map[string]int{
 		fmt.Sprintf("selector1-never%d._domainkey.", rand.N(1000)): dns.RcodeNameError, "_domainkey.": dns.RcodeSuccess,
 	} {
-		r, err := exchange(s.node.dns, name+zone+".", dns.TypeTXT)
+		r, err := exchange(s.node.dns, name+zone+".", dns.TypeTXT, s.patience())
 		if err != nil {
 			return err
 		}
@@ -188,7 +197,7 @@ func (s *seen) askMissing() error {
 
 func (s *seen) askSerial(strict bool) (keep func(), err error) {
 	floor := s.serial.Load()
-	r, err := exchange(s.node.dns, zone+".", dns.TypeSOA)
+	r, err := exchange(s.node.dns, zone+".", dns.TypeSOA, s.patience())
 	if err != nil {
 		return nil, err
 	}
@@ -204,9 +213,9 @@ func (s *seen) askSerial(strict bool) (keep func(), err error) {
 
 // ask returns the key that stands at a name, and whether one does. Anything but
 // a record or a denial is an error.
-func ask(server, owner string) (key []byte, found bool, err error) {
+func ask(server, owner string, timeout time.Duration) (key []byte, found bool, err error) {
 	name := owner + "." + zone + "."
-	r, err := exchange(server, name, dns.TypeTXT)
+	r, err := exchange(server, name, dns.TypeTXT, timeout)
 	if err != nil {
 		return nil, false, err
 	}
@@ -231,12 +240,12 @@ func ask(server, owner string) (key []byte, found bool, err error) {
 
 var errLost = errors.New("no answer")
 
-func exchange(server, name string, qtype uint16) (*dns.Msg, error) {
+func exchange(server, name string, qtype uint16, timeout time.Duration) (*dns.Msg, error) {
 	q := new(dns.Msg).SetQuestion(name, qtype)
-	c := dns.Client{Timeout: answerTimeout}
+	c := dns.Client{Timeout: timeout}
 	r, _, err := c.Exchange(q, server)
 	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() || errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil, fmt.Errorf("%s: %w within %v", name, errLost, answerTimeout)
+		return nil, fmt.Errorf("%s: %w within %v", name, errLost, timeout)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)

@@ -265,7 +265,7 @@ func (m *model) waitServed(t *testing.T, nodes ...*node) {
 				h := &m.names[i]
 				current, deleted := h.current, h.versions[h.current].deleted
 				m.mu.Unlock()
-				got, found, err := ask(n.dns, owner(i))
+				got, found, err := ask(n.dns, owner(i), answerTimeout)
 				switch {
 				case err != nil:
 					return err

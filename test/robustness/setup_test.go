@@ -54,6 +54,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
+	go watchStalls()
 	os.Exit(harness.Main(m))
 }
 
@@ -148,13 +149,14 @@ type node struct {
 	seen             *seen
 	log              string // what the processes before this one wrote
 	told             int    // how much of the log tells has read
+	toldAt           time.Time
 }
 
 func newNode(s *site, name string, more ...string) *node {
 	t := s.t
 	t.Helper()
 	n := &node{
-		t: t, name: name, dns: harness.Addr(t), ready: harness.Addr(t), metrics: harness.Addr(t),
+		t: t, name: name, toldAt: time.Now(), dns: harness.Addr(t), ready: harness.Addr(t), metrics: harness.Addr(t),
 		dataDir: filepath.Join(t.TempDir(), "replica"), corefile: filepath.Join(t.TempDir(), "Corefile"),
 	}
 	var urls []string
@@ -322,7 +324,7 @@ func (n *node) waitSize(t *testing.T, before size) {
 	})
 }
 
-var plainHTTP = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var plainHTTP = &http.Client{Timeout: limit, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // get reads a page; any status but 200 is an error.
 func get(url string) (string, error) {

@@ -3,9 +3,9 @@ package robustness_test
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/dkimzone/dkimzone/test/harness"
 )
@@ -38,26 +38,35 @@ func (n *node) lines() []string {
 }
 
 // tells waits until a node has told one of the given sequences of lines, and
-// fails the test if it told anything else, or anything again.
+// fails the test if it told anything else, or anything again. When the machine
+// stood still meanwhile, it may have been interrupted, too.
 func (n *node) tells(t *testing.T, allowed ...[]string) {
 	t.Helper()
 	harness.Eventually(t, limit, n.name+" tells what happens", func() error {
+		now, stalled := time.Now(), stalledSince(n.toldAt)
 		whole := len(n.log + n.Output())
 		lines := n.lines()
+		told := [][]string{lines}
+		if stalled {
+			told = withoutEpisodes(lines, 0)
+		}
 		short := errors.New("nothing yet")
+		waits := stalled && len(lines) > 0 && match(lines[len(lines)-1:], []string{interrupted}) == nil
 		for _, want := range allowed {
-			switch err := match(lines, want); {
-			case err == nil:
-				n.told = whole
-				return nil
-			case len(lines) < len(want):
-				short = err
+			for _, lines := range told {
+				switch err := match(lines, want); {
+				case err == nil:
+					n.told, n.toldAt = whole, now
+					return nil
+				case len(lines) < len(want):
+					short, waits = err, true
+				}
 			}
 		}
-		if slices.ContainsFunc(allowed, func(want []string) bool { return len(lines) < len(want) }) {
+		if waits {
 			return short
 		}
-		n.told = whole // which is nothing to blame what comes next for
+		n.told, n.toldAt = whole, now // which is nothing to blame what comes next for
 		t.Fatalf("%s told, of %q:\n%s", n.name, allowed, strings.Join(lines, "\n"))
 		return nil
 	})
