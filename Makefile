@@ -7,6 +7,7 @@ SHELL := /bin/sh
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 20s
 FAULT ?= 30s
+TIMEOUT ?= 30m
 BENCH ?= .
 BENCHCOUNT ?= 1
 BENCHTIME ?= 1s
@@ -45,12 +46,15 @@ build: ## build bin/dkimd, bin/dkimctl and bin/coredns
 run: build ## build and run everything in one process, with its data in ./data
 	bin/dkimd standalone
 
+# The last two watch processes, and want the machine for themselves.
+RUN_TESTS = go test -timeout $(TIMEOUT) $(1) $$(go list ./... | grep -v -e /test/e2e$$ -e /test/robustness$$) && \
+	go test -timeout $(TIMEOUT) $(1) -p 1 ./test/e2e ./test/robustness
+
 test: ## run all tests
-	go test ./...
+	$(call RUN_TESTS)
 
 race: ## run all tests under the race detector
-	go test -race $$(go list ./... | grep -v -e /test/e2e$$ -e /test/robustness$$)
-	go test -race -p 1 ./test/e2e ./test/robustness # they watch processes, and want the machine for themselves
+	$(call RUN_TESTS,-race)
 
 e2e: ## run the end-to-end tests only: separate processes on loopback
 	go test -count=1 -v ./test/...

@@ -181,7 +181,8 @@ func (s *site) start(t *testing.T, name string, takeOver time.Duration, url stri
 // await waits until the rotation fulfils a condition.
 func (s *site) await(t *testing.T, what string, condition func(keystore.KeyEncryptionRotation) bool) keystore.KeyEncryptionRotation {
 	t.Helper()
-	deadline := time.NewTimer(30 * time.Second)
+	const limit = 2 * time.Minute
+	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	watch := s.etcd.Watch(t.Context(), schema.KeyEncryptionRotationKey())
 	for {
@@ -195,7 +196,7 @@ func (s *site) await(t *testing.T, what string, condition func(keystore.KeyEncry
 		select {
 		case <-watch:
 		case <-deadline.C:
-			t.Fatalf("%s: not within 30 s; rotation is %+v", what, r)
+			t.Fatalf("%s: not within %v; rotation is %+v", what, limit, r)
 		}
 	}
 }
@@ -468,7 +469,10 @@ func TestRotateBesideWork(t *testing.T) {
 		if _, err := a.Rotate(t.Context(), round%2 == 1, next); err != nil {
 			t.Fatal(err)
 		}
+		// On a busy machine each may take over before the other has done a step.
+		alone := time.AfterFunc(5*time.Second, b.stop)
 		r := s.awaitOver(t)
+		alone.Stop()
 		if r.Phase != keystore.PhaseDone || r.Failures != 0 {
 			t.Errorf("round %d: %+v", round, r)
 		}

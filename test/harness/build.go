@@ -105,7 +105,7 @@ func (p Program) build() error {
 	if err := lookAtSources(); err != nil {
 		return err
 	}
-	args := []string{"build", "-o", p.file()}
+	args := []string{"build", "-buildvcs=false", "-o", p.file()}
 	if RaceEnabled && p != Etcd {
 		args = append(args, "-race")
 	}
