@@ -274,10 +274,8 @@ func TestReport(t *testing.T) {
 			// After the switch the old key is no longer held, but when it signed is still said.
 			d.set(func() {
 				d.active[spamtrap], d.standby[spamtrap] = []*dkimv1.SigningKey{standby}, nil
+				d.uses = nil
 			}, spamtrap)
-			d.mu.Lock()
-			d.uses = nil
-			d.mu.Unlock()
 			await(t, "the report after the switch", func() bool { return len(said()) == 2 })
 			if s := said(); !s[keys[0].GetKey()] {
 				t.Errorf("said %v", s)

@@ -42,7 +42,6 @@ type dkimd struct {
 	changed  chan struct{} // closed and replaced at each change
 	log      []string      // names of domains, as they changed
 	uses     []*dkimv1.ReportUseRequest
-	reported chan struct{}
 	batches  []int // sizes of calls of Sign
 	listener *bufconn.Listener
 }
@@ -67,7 +66,7 @@ func newDkimd(t *testing.T) *dkimd {
 func (d *dkimd) reset() {
 	d.keys, d.active, d.standby = make(map[string]crypto.Signer), make(map[string][]*dkimv1.SigningKey), make(map[string][]*dkimv1.SigningKey)
 	d.fallback, d.hold, d.refresh = make(map[string]bool), time.Hour, time.Hour
-	d.calls, d.changed, d.reported = make(map[string]int), make(chan struct{}), make(chan struct{}, 1000)
+	d.calls, d.changed = make(map[string]int), make(chan struct{})
 }
 
 // client is a Client of it.
@@ -268,7 +267,6 @@ func (d *dkimd) ReportUse(_ context.Context, req *dkimv1.ReportUseRequest) (*dki
 		return nil, rejection(codes.NotFound, "SIGNER_NOT_FOUND")
 	}
 	d.uses = append(d.uses, req)
-	d.reported <- struct{}{}
 	return &dkimv1.ReportUseResponse{}, nil
 }
 

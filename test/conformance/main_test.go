@@ -27,7 +27,7 @@ const (
 	zone = "keys.example.net"
 
 	startLimit = time.Minute
-	ioLimit    = 10 * time.Second
+	ioLimit    = 30 * time.Second
 )
 
 // TestConformance runs everything against one node.

@@ -36,14 +36,21 @@ func TestSourceAddress(t *testing.T) {
 		if err := p.Running(); err != nil {
 			t.Fatal(err)
 		}
-		conn, err := net.Dial("tcp", "127.0.0.1:5300")
-		if err != nil {
-			return err
+		for _, network := range []string{"tcp", "udp"} {
+			c := dns.Client{Net: network, Timeout: ioLimit}
+			if _, _, err := c.Exchange(query(zone+".", dns.TypeSOA), "127.0.0.1:5300"); err != nil {
+				return err
+			}
 		}
-		return conn.Close()
+		return nil
 	})
+	hosts := []string{"127.0.0.1", "127.0.0.2", "127.53.0.53", "127.0.0.1"}
+	if conn, err := net.ListenPacket("udp", "[::1]:0"); err == nil { // there may be no IPv6
+		conn.Close()
+		hosts = append(hosts, "::1")
+	}
 	for _, network := range []string{"udp", "tcp"} {
-		for _, host := range []string{"127.0.0.1", "127.0.0.2", "127.53.0.53", "127.0.0.1", "::1"} {
+		for _, host := range hosts {
 			// No subtests: they would run in a thread elsewhere.
 			conn, err := net.Dial(network, net.JoinHostPort(host, "5300"))
 			if err != nil {
