@@ -306,6 +306,9 @@ func attackRequestIDs(t *testing.T, g *target) {
 	owner.do(t, "GET", cloudapi+"acme/replayed.example", "", id("replayed-1")).refused(t, http.StatusNotFound, "DOMAIN_NOT_FOUND")
 }
 
+// patience is how long a server may take at most to end a connection that hangs.
+const patience = time.Minute
+
 // slowAttack is connections that hang.
 type slowAttack struct {
 	g     *target
@@ -343,7 +346,7 @@ func (g *target) startSlow(t *testing.T) *slowAttack {
 				return
 			}
 			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(callLimit))
+			_ = conn.SetDeadline(time.Now().Add(patience))
 			_, err = io.WriteString(conn, text)
 			if err == nil {
 				_, err = io.Copy(io.Discard, bufio.NewReader(conn))
@@ -370,7 +373,7 @@ func (s *slowAttack) check(t *testing.T) {
 	for _, c := range s.conns {
 		var timeout net.Error
 		if err := <-c.ended; errors.As(err, &timeout) && timeout.Timeout() {
-			t.Errorf("%s: the server waits for more than %v", c.what, callLimit)
+			t.Errorf("%s: the server waits for more than %v", c.what, patience)
 		}
 	}
 }

@@ -37,10 +37,10 @@ const (
 
 	// startLimit bounds how long a program may take until it is ready, stopLimit
 	// until it has ended after SIGTERM. Both leave room for a busy machine.
-	startLimit = time.Minute
+	startLimit = 2 * time.Minute
 	stopLimit  = time.Minute
 
-	callLimit = time.Minute
+	callLimit = 3 * time.Minute
 )
 
 // standalone is a dkimd standalone with addresses and a data directory of its own.

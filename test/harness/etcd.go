@@ -16,7 +16,7 @@ import (
 )
 
 // clusterLimit is how long a cluster may take to come up or to elect a leader.
-const clusterLimit = time.Minute
+const clusterLimit = 2 * time.Minute
 
 // Cluster is an etcd cluster of three members or one, each a process. Clients and
 // members show certificates of its PKI, and a client is the etcd user that the

@@ -28,7 +28,7 @@ const (
 
 	// limit is how long anything may take that is to happen in the end. It is no
 	// promise: it leaves room for a busy machine.
-	limit = time.Minute
+	limit = 2 * time.Minute
 )
 
 // faultTime is how long a fault lasts that has no end of its own.
