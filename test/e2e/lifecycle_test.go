@@ -145,7 +145,7 @@ func seededFile(t *testing.T) string {
 // once by a kill.
 func checkFromFile(t *testing.T, s *standalone) {
 	t.Helper()
-	const total = 400
+	const total = 800 // so many that it is not over before it is interrupted
 	file := filepath.Join(t.TempDir(), "domains")
 	var text strings.Builder
 	for i := range total {
