@@ -109,6 +109,9 @@ func (b *bench) run(ctx context.Context, chosen []string) error {
 		if !slices.Contains(chosen, p.name) {
 			continue
 		}
+		if err := stayOn(otherCPU); err != nil {
+			return err
+		}
 		fmt.Printf("\n### %s, %d records\n\n", p.name, b.set.Len())
 		if err := p.measure(b, ctx); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -22,6 +23,7 @@ import (
 	"unsafe"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"github.com/dkimzone/dkimzone/test/dataset"
 )
@@ -32,22 +34,36 @@ const (
 	probeNames    = 4096
 	probeIDs      = 1 << 16
 	tooLong       = 5 * time.Millisecond
+	late          = 500 * time.Microsecond // of a thread that nothing may keep waiting
 )
 
 // prober is a process of its own that asks a DNS node every half millisecond,
 // whether it answers or not. The time of a reply is the kernel's, of when it
-// came to the socket, so that the prober's own delays count for nothing.
+// came to the socket, so that the prober's own delays count for nothing. Beside
+// that a thread on CPU 0, which goes before all else there, notes when it is woken
+// late: no more can be asked of a node.
 type prober struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
-	out chan []sample
+	out chan samples
 }
 
-// sample is one query.
+// samples are what a prober saw.
+type samples struct {
+	queries []sample
+	machine []sample // wakings of the thread on the node's CPU that came late
+}
+
 type sample struct {
 	at   time.Time
 	took time.Duration // negative: no answer
 }
+
+// Kinds of samples, as the prober's process writes them.
+const (
+	kindQuery int64 = iota
+	kindMachine
+)
 
 // startProber begins to ask for records of the zone.
 func (b *bench) startProber(addr string) (*prober, error) {
@@ -55,9 +71,9 @@ func (b *bench) startProber(addr string) (*prober, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &prober{out: make(chan []sample, 1)}
+	p := &prober{out: make(chan samples, 1)}
 	p.cmd = exec.Command("taskset", "-c", strconv.Itoa(otherCPU), self, probeCommand, addr+"/"+strconv.Itoa(b.set.Len())) //nolint:gosec,noctx // this program; stop ends it
-	p.cmd.Env = append(os.Environ(), "GOMAXPROCS=4", "GOGC=off")
+	p.cmd.Env = append(os.Environ(), "GOMAXPROCS=4", "GOGC=off", "GODEBUG=asyncpreemptoff=1")
 	p.cmd.Stderr = os.Stderr
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -70,14 +86,19 @@ func (b *bench) startProber(addr string) (*prober, error) {
 		return nil, err
 	}
 	go func() {
-		var all []sample
+		var all samples
 		r := bufio.NewReader(out)
 		for {
-			var v [2]int64
+			var v [3]int64
 			if binary.Read(r, binary.LittleEndian, &v) != nil {
 				break
 			}
-			all = append(all, sample{time.Unix(0, v[0]), time.Duration(v[1])})
+			x := sample{time.Unix(0, v[1]), time.Duration(v[2])}
+			if v[0] == kindMachine {
+				all.machine = append(all.machine, x)
+			} else {
+				all.queries = append(all.queries, x)
+			}
 		}
 		p.out <- all
 	}()
@@ -91,20 +112,21 @@ func (p *prober) stop() (samples, error) {
 	return all, errors.Join(err, p.cmd.Wait())
 }
 
-type samples []sample
-
-// between is what was asked from a to b.
+// between is what was asked, and when the machine was late, from a to b.
 func (s samples) between(a, b time.Time) samples {
-	return slices.DeleteFunc(slices.Clone(s), func(x sample) bool { return x.at.Before(a) || x.at.After(b) })
+	within := func(all []sample) []sample {
+		return slices.DeleteFunc(slices.Clone(all), func(x sample) bool { return x.at.Before(a) || x.at.After(b) })
+	}
+	return samples{within(s.queries), within(s.machine)}
 }
 
 // columns of what an answer took, and their heads.
-var latencyColumns = []any{"queries", "unanswered", "median ms", "p99.9 ms", "longest ms", "over 5 ms"}
+var latencyColumns = []any{"queries", "unanswered", "median ms", "p99.9 ms", "longest ms", "over 5 ms", "the machine's longest ms"}
 
 func (s samples) columns() []any {
 	var took []time.Duration
 	unanswered, over := 0, 0
-	for _, x := range s {
+	for _, x := range s.queries {
 		switch {
 		case x.took < 0:
 			unanswered++
@@ -115,7 +137,11 @@ func (s samples) columns() []any {
 		took = append(took, x.took)
 	}
 	slices.Sort(took)
-	return []any{len(s), unanswered, ms(quantile(took, .5)), ms(quantile(took, .999)), ms(quantile(took, 1)), over}
+	var machine time.Duration
+	for _, x := range s.machine {
+		machine = max(machine, x.took)
+	}
+	return []any{len(s.queries), unanswered, ms(quantile(took, .5)), ms(quantile(took, .999)), ms(quantile(took, 1)), over, ms(machine)}
 }
 
 // quantile is of sorted durations.
@@ -162,17 +188,20 @@ func probeMain(arg string) error {
 		_, _ = io.Copy(io.Discard, os.Stdin) // its end is what counts
 		end.Store(true)
 	}()
+	realTime()
 	go receive(fd, &sent, &took)
+	machine := make(chan []sample)
+	go func() { machine <- watchMachine(&end) }()
 
 	out := bufio.NewWriter(os.Stdout)
 	// The answer of a query is looked at when its number comes again, or at
 	// the end: much later than any answer comes.
 	collect := func(id int) {
 		if at := sent[id].Load(); at != 0 {
-			_ = binary.Write(out, binary.LittleEndian, [2]int64{at, took[id].Load()}) // Flush tells
+			_ = binary.Write(out, binary.LittleEndian, [3]int64{kindQuery, at, took[id].Load()}) // Flush tells
 		}
 	}
-	realTime()
+	runtime.LockOSThread()
 	n := 0
 	for due := time.Now(); !end.Load(); n++ {
 		id := n % probeIDs
@@ -191,12 +220,38 @@ func probeMain(arg string) error {
 	for i := range probeIDs {
 		collect((n + i) % probeIDs)
 	}
+	for _, x := range <-machine {
+		_ = binary.Write(out, binary.LittleEndian, [3]int64{kindMachine, x.at.UnixNano(), x.took.Nanoseconds()}) // Flush tells
+	}
 	return out.Flush()
+}
+
+// watchMachine notes when its thread, on the CPU of what is measured, is woken late.
+func watchMachine(end *atomic.Bool) []sample {
+	runtime.LockOSThread()
+	var set unix.CPUSet
+	set.Set(measuredCPU)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		fmt.Fprintln(os.Stderr, "the machine is not watched:", err)
+		return nil
+	}
+	var all []sample
+	for due := time.Now(); !end.Load(); {
+		due = due.Add(probeInterval)
+		// Not by Go's own timers, for which other threads would have to run.
+		left := unix.NsecToTimespec(int64(time.Until(due)))
+		_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &left, nil) // a signal, or no time left, only ends it early
+		if by := time.Since(due); by > late {
+			all = append(all, sample{due, by})
+			due = time.Now()
+		}
+	}
+	return all
 }
 
 // receive notes what the answers took.
 func receive(fd int, sent, took *[probeIDs]atomic.Int64) {
-	realTime()
+	runtime.LockOSThread()
 	const room = 64
 	buf, control := make([]byte, dns.MinMsgSize), make([]byte, room)
 	for {
@@ -230,12 +285,21 @@ func probeQueries(set dataset.Set) ([][]byte, error) {
 	return queries, nil
 }
 
-// realTime lets the goroutine's thread go before all others, if it may.
+// realTime lets all threads of the process, and those that they start, go before
+// those of others, if it may: one that waits for what another of them holds would
+// keep it from the CPU.
 func realTime() {
-	runtime.LockOSThread()
 	const fifo = 1
 	priority := int32(50)
-	if _, _, errno := syscall.RawSyscall(syscall.SYS_SCHED_SETSCHEDULER, 0, fifo, uintptr(unsafe.Pointer(&priority))); errno != 0 { //nolint:gosec // struct sched_param
-		fmt.Fprintln(os.Stderr, "the prober has no real-time priority:", errno)
+	threads, _ := filepath.Glob("/proc/self/task/[0-9]*") // the pattern is good
+	for _, t := range threads {
+		id, err := strconv.Atoi(filepath.Base(t))
+		if err != nil {
+			continue
+		}
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SCHED_SETSCHEDULER, uintptr(id), fifo, uintptr(unsafe.Pointer(&priority))); errno != 0 { //nolint:gosec // struct sched_param
+			fmt.Fprintln(os.Stderr, "the prober has no real-time priority:", errno)
+			return
+		}
 	}
 }

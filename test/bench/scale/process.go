@@ -10,12 +10,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is a running program.
@@ -86,11 +89,47 @@ func goFirst() {
 	}
 }
 
+// stayOn keeps this process on a CPU, or lets it run on all.
+func stayOn(cpu int) error {
+	var set unix.CPUSet
+	for _, c := range cpus(cpu) {
+		set.Set(c)
+	}
+	threads, err := filepath.Glob("/proc/self/task/[0-9]*")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		id, err := strconv.Atoi(filepath.Base(t))
+		if err != nil {
+			return err
+		}
+		if err := unix.SchedSetaffinity(id, &set); err != nil && !errors.Is(err, unix.ESRCH) { // it has ended
+			return err
+		}
+	}
+	return nil
+}
+
+// cpus are the numbers that a CPU of a part stands for.
+func cpus(cpu int) []int {
+	if cpu != anyCPU {
+		return []int{cpu}
+	}
+	var all []int
+	for c := range runtime.NumCPU() {
+		all = append(all, c)
+	}
+	return all
+}
+
 // spawn starts a program on a CPU, or on all.
 func spawn(dir string, cpu int, args ...string) (*process, error) {
-	if cpu != anyCPU {
-		args = append([]string{"taskset", "-c", strconv.Itoa(cpu)}, args...)
+	var list []string
+	for _, c := range cpus(cpu) {
+		list = append(list, strconv.Itoa(c))
 	}
+	args = append([]string{"taskset", "-c", strings.Join(list, ",")}, args...)
 	p := &process{cmd: exec.Command(args[0], args[1:]...), end: make(chan struct{})} //nolint:gosec,noctx // programs that build built; stop ends them
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, &p.out, &p.out
 	if err := p.cmd.Start(); err != nil {

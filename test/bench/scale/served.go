@@ -42,6 +42,9 @@ type seen struct {
 // serials all the time: a change is served from the moment on when the answer
 // has its serial, or a later one.
 func (b *bench) served(ctx context.Context) (err error) {
+	if err := stayOn(anyCPU); err != nil { // the writer and the clients are this process
+		return err
+	}
 	e, err := b.startEtcd(ctx, anyCPU)
 	if err != nil {
 		return err
