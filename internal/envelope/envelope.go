@@ -29,6 +29,7 @@ import (
 	"math"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -93,6 +94,8 @@ type Sealer struct {
 	mu     sync.Mutex
 	brands map[string]*brandKeys
 	mark   mark // as last seen and opened
+
+	tried atomic.Bool // the first key has wrapped and opened something
 }
 
 // NewSealer returns a Sealer whose data keys are wrapped by keeper and kept in

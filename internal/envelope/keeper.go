@@ -14,9 +14,15 @@ import (
 	"gocloud.dev/secrets"
 )
 
-// ErrKeeperUnavailable is wrapped when the keeper of a key-encryption key, a
-// service elsewhere, did not answer or could not do its work. It may later.
-var ErrKeeperUnavailable = errors.New("the keeper of the key-encryption key does not answer")
+var (
+	// ErrKeeperUnavailable is wrapped when the keeper of a key-encryption key, a
+	// service elsewhere, did not answer or could not do its work. It may later.
+	ErrKeeperUnavailable = errors.New("the keeper of the key-encryption key does not answer")
+
+	// ErrKeeperRefuses is wrapped when the keeper of a key-encryption key does not
+	// let this process use it, or does not have it. Somebody has to mend that.
+	ErrKeeperRefuses = errors.New("the keeper of the key-encryption key refuses")
+)
 
 // keeperTimeout bounds one call to a keeper, tries and all.
 const keeperTimeout = 15 * time.Second
@@ -33,7 +39,7 @@ type keyEncryptionKey struct {
 	label  string // what people and the store know it by
 	keeper *secrets.Keeper
 	// judge says what an error of a call means: ErrWrongKey,
-	// ErrKeeperUnavailable, or nil for neither.
+	// ErrKeeperUnavailable, ErrKeeperRefuses, or nil for neither.
 	judge func(error) error
 }
 
@@ -171,6 +177,21 @@ func (key *keyEncryptionKey) encrypt(ctx context.Context, plain []byte) ([]byte,
 	return wrapped, nil
 }
 
+// try returns the known text, wrapped, and has seen that the key opens it.
+func (key *keyEncryptionKey) try(ctx context.Context) (check []byte, err error) {
+	if check, err = key.encrypt(ctx, []byte(checkText)); err != nil {
+		return nil, err
+	}
+	text, err := key.decrypt(ctx, check)
+	if err != nil {
+		return nil, err
+	}
+	if string(text) != checkText {
+		return nil, fmt.Errorf("%s: %w", key.label, ErrCorrupt)
+	}
+	return check, nil
+}
+
 func (key *keyEncryptionKey) failure(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", key.label, ctx.Err())
@@ -189,5 +210,5 @@ func judgeService(err error) error {
 	case gcerrors.Unknown, gcerrors.Internal, gcerrors.ResourceExhausted, gcerrors.DeadlineExceeded, gcerrors.Canceled:
 		return ErrKeeperUnavailable
 	}
-	return nil
+	return ErrKeeperRefuses
 }

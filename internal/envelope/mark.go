@@ -24,8 +24,8 @@ type mark struct {
 // Check makes sure that this process has the key-encryption key that wraps. It
 // always asks the store, and the keeper when the mark is not the one of the last
 // check. While there is no data key any key is the right one: the first data key
-// settles it. Otherwise the error wraps ErrWrongKey, or ErrKeeperUnavailable, or is
-// the store's.
+// settles it, but the keeper is asked once whether it wraps and opens. Otherwise the error
+// wraps ErrWrongKey, ErrKeeperUnavailable or ErrKeeperRefuses, or is the store's.
 func (s *Sealer) Check(ctx context.Context) error {
 	_, err := s.look(ctx, false)
 	return err
@@ -53,9 +53,9 @@ func (s *Sealer) Propose(ctx context.Context) (label string, check []byte, revis
 		return "", nil, 0, err
 	}
 	first := s.keeper.keys[0]
-	check, err = first.encrypt(ctx, []byte(checkText))
+	check, err = first.try(ctx)
 	if err != nil {
-		return "", nil, 0, fmt.Errorf("wrap with the new key-encryption key: %w", err)
+		return "", nil, 0, fmt.Errorf("try the new key-encryption key: %w", err)
 	}
 	return first.label, check, m.revision, nil
 }
@@ -96,6 +96,9 @@ func (s *Sealer) look(ctx context.Context, settle bool) (mark, error) {
 		}
 		if revision == 0 {
 			key, used, err := s.first(ctx)
+			if err == nil && !used && !settle {
+				err = s.tryOnce(ctx, key)
+			}
 			if err != nil || !used && !settle {
 				return mark{key: key}, err
 			}
@@ -115,6 +118,19 @@ func (s *Sealer) look(ctx context.Context, settle bool) (mark, error) {
 		return m, nil
 	}
 	return mark{}, errors.New("the key-encryption key changes all the time")
+}
+
+// tryOnce sees to it that a process that cannot use its key says so before the first
+// data key is made.
+func (s *Sealer) tryOnce(ctx context.Context, key *keyEncryptionKey) error {
+	if s.tried.Load() {
+		return nil
+	}
+	if _, err := key.try(ctx); err != nil {
+		return err
+	}
+	s.tried.Store(true)
+	return nil
 }
 
 // openMark returns the key that opens a mark.
@@ -155,9 +171,9 @@ func (s *Sealer) first(ctx context.Context) (key *keyEncryptionKey, used bool, e
 // set makes the mark, for a key, unless somebody else is quicker or, with
 // unused, there is a data key now.
 func (s *Sealer) set(ctx context.Context, key *keyEncryptionKey, unused bool) error {
-	check, err := key.encrypt(ctx, []byte(checkText))
+	check, err := key.try(ctx)
 	if err != nil {
-		return fmt.Errorf("wrap with the key-encryption key: %w", err)
+		return fmt.Errorf("try the key-encryption key: %w", err)
 	}
 	if _, err := s.store.SetKeyEncryptionMark(ctx, key.label, check, 0, unused); err != nil {
 		return fmt.Errorf("note which key-encryption key wraps: %w", err)

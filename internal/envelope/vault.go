@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/vault/api"
@@ -123,7 +124,7 @@ func (t *transit) call(ctx context.Context, operation, field, value, want string
 	}
 	secret, err := client.Logical().WriteWithContext(ctx, path.Join(t.engine, operation, t.key), map[string]any{field: value})
 	if err != nil {
-		return "", err
+		return "", t.explain(operation, err)
 	}
 	if secret == nil {
 		return "", errNoAnswer
@@ -160,24 +161,63 @@ func (t *transit) ErrorAs(err error, target any) bool { return errors.As(err, ta
 
 // ErrorCode implements driver.Keeper.
 func (t *transit) ErrorCode(err error) gcerrors.ErrorCode {
-	e, ok := errors.AsType[*api.ResponseError](err)
+	if e, ok := errors.AsType[*vaultError](err); ok {
+		return e.code
+	}
+	return gcerrors.Unknown
+}
+
+// vaultError is an answer of Vault that is an error, in one line and with what to do
+// about it.
+type vaultError struct {
+	answer *api.ResponseError
+	code   gcerrors.ErrorCode
+	path   string
+	hint   string
+}
+
+func (e *vaultError) Error() string {
+	said := strings.Join(strings.Fields(strings.Join(e.answer.Errors, " ")), " ")
+	said = strings.TrimPrefix(said, "1 error occurred: * ")
+	return fmt.Sprintf("Vault answers %s with %d %s%s", e.path, e.answer.StatusCode, said, e.hint)
+}
+
+func (e *vaultError) Unwrap() error { return e.answer }
+
+// explain says what an error of a call means.
+func (t *transit) explain(operation string, err error) error {
+	answer, ok := errors.AsType[*api.ResponseError](err)
 	if !ok {
-		return gcerrors.Unknown
+		return err
 	}
-	switch e.StatusCode {
+	e := &vaultError{answer: answer, path: path.Join(t.engine, operation, t.key)}
+	says := func(text string) bool {
+		return slices.ContainsFunc(answer.Errors, func(s string) bool { return strings.Contains(s, text) })
+	}
+	switch answer.StatusCode {
 	case http.StatusBadRequest:
-		for _, text := range e.Errors {
-			if strings.Contains(text, "key not found") {
-				return gcerrors.NotFound
-			}
+		switch {
+		case says("key not found"):
+			e.code, e.hint = gcerrors.NotFound, fmt.Sprintf("; make it: vault write -f %s/keys/%s", t.engine, t.key)
+		case says("too old"):
+			e.code, e.hint = gcerrors.FailedPrecondition, "; lower the key's min_decryption_version, and raise it after dkimctl kek rotate"
+		case operation == "encrypt":
+			e.code = gcerrors.FailedPrecondition // of a type, or with settings, that it cannot be used with
+		default:
+			e.code = gcerrors.InvalidArgument
 		}
-		return gcerrors.InvalidArgument
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return gcerrors.PermissionDenied
+		e.code = gcerrors.PermissionDenied
+		e.hint = "; the token has expired or is wrong, or its policy does not allow update of that path"
+		if operation == "encrypt" {
+			e.hint += ", or there is no such key"
+		}
 	case http.StatusNotFound:
-		return gcerrors.NotFound
+		e.code, e.hint = gcerrors.NotFound, "; name the transit engine's mount path with ?engine=PATH"
 	case http.StatusTooManyRequests:
-		return gcerrors.ResourceExhausted
+		e.code = gcerrors.ResourceExhausted
+	default:
+		e.code = gcerrors.Internal // sealed, standby, being upgraded
 	}
-	return gcerrors.Internal // sealed, standby, being upgraded
+	return e
 }

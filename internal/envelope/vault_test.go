@@ -22,16 +22,18 @@ import (
 )
 
 // transit speaks the part of Vault's wire protocol that encryption by the
-// transit engine needs, as its API documentation has it: versioned keys,
-// ciphertexts "vault:v<version>:<base64>", tokens, and the errors of each.
+// transit engine needs, with the errors that a Vault 1.14 has for a token that may
+// update transit/encrypt/… and transit/decrypt/…: versioned keys,
+// ciphertexts "vault:v<version>:<base64>", tokens.
 type transit struct {
 	*httptest.Server
 
-	mu       sync.Mutex
-	token    string
-	keys     map[string][]cipher.AEAD // by engine/key, its versions
-	sealed   bool
-	requests int
+	mu     sync.Mutex
+	token  string
+	keys   map[string][]cipher.AEAD // by engine/key, its versions
+	least  int                      // version that decrypts
+	denied string                   // operation that the token may not do
+	sealed bool
 }
 
 // startTransit starts a Vault with a transit engine at each mount and lets this
@@ -68,7 +70,6 @@ func (v *transit) rotate(t *testing.T, name string) {
 func (v *transit) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.requests++
 	status, data, message := v.serve(r)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -90,6 +91,9 @@ func (v *transit) serve(r *http.Request) (status int, data map[string]any, messa
 	}
 	mount, rest, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v1/"), "/")
 	operation, name, ok2 := strings.Cut(rest, "/")
+	if operation == v.denied || operation == "encrypt" && v.mounted(mount) && len(v.keys[mount+"/"+name]) == 0 { // that would create it
+		return http.StatusForbidden, nil, "1 error occurred:\n\t* permission denied\n\n"
+	}
 	if !ok || !ok2 || !v.mounted(mount) {
 		return http.StatusNotFound, nil, fmt.Sprintf("no handler for route %q. route entry not found.", r.URL.Path[len("/v1/"):])
 	}
@@ -125,6 +129,9 @@ func (v *transit) serve(r *http.Request) (status int, data map[string]any, messa
 		}
 		if n > len(versions) {
 			return http.StatusBadRequest, nil, "invalid ciphertext: version is too new"
+		}
+		if n < v.least {
+			return http.StatusBadRequest, nil, "ciphertext or signature version is disallowed by policy (too old)"
 		}
 		sealed, err := base64.StdEncoding.DecodeString(text)
 		if err != nil {
@@ -206,16 +213,19 @@ func TestVaultFailures(t *testing.T) {
 	check := func(what, url string, want error, text string) {
 		t.Helper()
 		err := envelope.NewSealer(openKeeper(t, url), store).Check(t.Context())
-		if err == nil || want != nil && !errors.Is(err, want) || want == nil && (errors.Is(err, envelope.ErrWrongKey) || errors.Is(err, envelope.ErrKeeperUnavailable)) {
+		if !errors.Is(err, want) || errors.Is(err, envelope.ErrWrongKey) {
 			t.Errorf("%s: %v, want %v", what, err, want)
 		} else if !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "s.token") {
 			t.Errorf("%s: %v, want an error with %q", what, err, text)
 		}
 	}
-	check("no such key", "hashivault://missing", nil, "encryption key not found")
-	check("no such engine", "hashivault://dkim?engine=missing", nil, "no handler for route")
+	check("no such key", "hashivault://missing", envelope.ErrKeeperRefuses, "400 encryption key not found; make it: vault write -f transit/keys/missing")
+	check("no such engine", "hashivault://dkim?engine=missing", envelope.ErrKeeperRefuses, "no handler for route")
+	v.least = 2
+	check("version too old", "hashivault://dkim", envelope.ErrKeeperRefuses, "too old); lower the key's min_decryption_version")
+	v.least = 0
 	v.sealed = true
-	check("sealed", "hashivault://dkim", envelope.ErrKeeperUnavailable, "Vault is sealed")
+	check("sealed", "hashivault://dkim", envelope.ErrKeeperUnavailable, "Vault answers transit/decrypt/dkim with 503 Vault is sealed")
 	// What is in memory goes on.
 	checkOpens(t, s, "acme", "keys/1", sealed, "private key")
 	v.sealed = false
@@ -247,6 +257,39 @@ func TestVaultFailures(t *testing.T) {
 	defer other.Close()
 	t.Setenv("VAULT_ADDR", other.URL)
 	check("no Vault", "hashivault://dkim", envelope.ErrKeeperUnavailable, "not that of a transit engine")
+}
+
+// A process that cannot use its key says so before anything is wrapped by it.
+func TestVaultNew(t *testing.T) {
+	v := startTransit(t, "s.token")
+	v.rotate(t, "transit/dkim")
+	for _, tt := range []struct{ name, url, denied, want string }{
+		{"no key", "hashivault://missing", "", "Vault answers transit/encrypt/missing with 403 permission denied; the token has expired or is wrong, or its policy does not allow update of that path, or there is no such key"},
+		{"may not wrap", "hashivault://dkim", "encrypt", "transit/encrypt/dkim with 403"},
+		{"may not open", "hashivault://dkim", "decrypt", "transit/decrypt/dkim with 403 permission denied; the token has expired or is wrong, or its policy does not allow update of that path"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v.denied = tt.denied
+			s := envelope.NewSealer(openKeeper(t, tt.url), &memoryStore{})
+			if err := s.Check(t.Context()); !errors.Is(err, envelope.ErrKeeperRefuses) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Check: %v, want %v with %q", err, envelope.ErrKeeperRefuses, tt.want)
+			}
+			if tt.denied == "" {
+				return
+			}
+			// Nor does it take the place of another.
+			store := &memoryStore{}
+			file := newKey(t)
+			seal(t, envelope.NewSealer(openKeeper(t, file), store), "acme", "keys/1", "x")
+			if _, _, _, err := envelope.NewSealer(openKeeper(t, tt.url, file), store).Propose(t.Context()); !errors.Is(err, envelope.ErrKeeperRefuses) {
+				t.Errorf("Propose: %v, want %v", err, envelope.ErrKeeperRefuses)
+			}
+			v.denied = ""
+			if err := s.Check(t.Context()); err != nil {
+				t.Errorf("Check after that was mended: %v", err)
+			}
+		})
+	}
 }
 
 func TestServiceURLs(t *testing.T) {

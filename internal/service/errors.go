@@ -94,9 +94,9 @@ func storeFailure(err error) error {
 		return &storeDown{cause: err, rejection: failWith(codes.Unavailable, "STORE_UNAVAILABLE",
 			"the store does not answer; try again. If this was a change, look first whether it happened",
 			refusal.Retry(retryAfter))}
-	case errors.Is(err, envelope.ErrKeeperUnavailable):
+	case errors.Is(err, envelope.ErrKeeperUnavailable), errors.Is(err, envelope.ErrKeeperRefuses):
 		return &storeDown{cause: err, rejection: failWith(codes.Unavailable, "KEEPER_UNAVAILABLE",
-			"the keeper of the key-encryption key does not answer; try again",
+			"the keeper of the key-encryption key does not answer, or refuses; try again, and look at the log of dkimd if that lasts",
 			refusal.Retry(retryAfter))}
 	case errors.Is(err, context.Canceled):
 		return status.FromContextError(context.Canceled).Err()
