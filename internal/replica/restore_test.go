@@ -219,8 +219,11 @@ func TestComparisonIsMadeUpFor(t *testing.T) {
 		h := follow(t, f, func(c *Config) { c.ReconcileInterval = time.Hour })
 		synctest.Wait()
 		f.unseen(func() { f.write(alone(t, 1, "lost")) })
-		f.onceListing(f.cut)
-		await(t, func() bool { return h.Status().Resyncs[CausePeriodic] > 0 })
+		begun, back := make(chan struct{}), make(chan struct{})
+		f.onceListing(func() { f.cut(); close(begun); <-back })
+		<-begun
+		synctest.Wait() // or the comparison might be over before the end of the watch is seen
+		close(back)
 		time.Sleep(2 * reconcileRetry)
 		wantKey(t, h, 1, "lost")
 		if s := wantState(t, h, Synced); s.Repairs != 1 || s.Resyncs[CausePeriodic] != 2 {
