@@ -34,7 +34,7 @@ TOOL_protoc-gen-openapiv2 := github.com/grpc-ecosystem/grpc-gateway/v2/protoc-ge
 TOOL_protodeps := ./protodeps
 GENERATORS := $(addprefix $(TOOLS)/,buf protodeps protoc-gen-go protoc-gen-go-grpc protoc-gen-grpc-gateway protoc-gen-openapiv2)
 
-.PHONY: help build run test race e2e interop robustness simulate fuzz bench bench-go bench-publish bench-provision bench-sign bench-index bench-scale lint fmt generate generate-check tidy-check stock-build clean
+.PHONY: help build run test race e2e interop robustness simulate fuzz bench bench-go bench-publish bench-provision bench-sign bench-agent bench-index bench-scale lint fmt generate generate-check tidy-check stock-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,9 @@ bench-provision: ## provision a file of DOMAINS (100000) domains with Ed25519, i
 bench-sign: ## measure what signers ask of a dkimd with DOMAINS (100000) domains, and mail filters beside OpenDKIM; two CPUs, Debian, installs it as root
 	@command -v opendkim >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y opendkim
 	go test -run '^$$' -bench 'Signing$$' -benchtime 1x -timeout 1h ./test/bench -signing-domains $(DOMAINS)
+
+bench-agent: ## measure dkimd agent's files with DOMAINS (100000) domains, in FILES (a temporary directory)
+	go test -run '^$$' -bench Agent -benchtime 1x -timeout 1h ./internal/agent -agent-domains $(DOMAINS) -agent-dir '$(FILES)'
 
 bench-scale: ## measure what a zone of SCALE (200000) records asks of etcd and of DNS nodes; PART=start,resync for some of it; Linux
 	go run ./test/bench/scale -records $(SCALE) -part '$(PART)'

@@ -16,6 +16,7 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -59,6 +60,7 @@ type Options struct {
 	Logger *slog.Logger
 
 	fault func(operation, path string) error // of a test
+	many  int                                // see folder, of a test; 0: manyFiles
 }
 
 // Agent keeps files in step. Run may be called once; Holds and Stats are safe for
@@ -69,25 +71,30 @@ type Agent struct {
 	cache  *cache // nil if there is none
 
 	// Only Run uses these.
-	entries  []Entry           // of the tables
-	refs     []Ref             // that the tables may name
-	tables   map[string][]byte // as they are in their files
-	reload   bool              // the signer has not read them yet
-	troubles map[string]string // what was logged of each kind, and did not pass since
-	ended    map[Ref]time.Time // of refs, since when they are of no use any more
-	known    cached            // what dkimd last said
-	offline  *cached           // what is gone by while dkimd never answered
-	untold   map[string]bool   // names of domains of which dkimd has to be told
-	gaveUp   bool              // there is no use in asking the cache
-	swept    bool              // key files of nobody were removed
-	next     time.Time         // when to look again at the latest, zero: no change is due
-	wait     time.Duration     // after something failed
-	lastNote time.Time         // when keys in transition were reported
+	entries   []Entry           // of the tables
+	refs      []Ref             // that the tables may name
+	tables    map[string]table  // as they are in their files
+	reload    bool              // the signer has not read them yet
+	troubles  map[string]string // what was logged of each kind, and did not pass since
+	ended     map[Ref]time.Time // of refs, since when they are of no use any more
+	known     cached            // what dkimd last said
+	behind    bool              // the cache is not what dkimd last said
+	storeTime time.Time         // when it may be written again
+	minHold   time.Duration     // the least of entries, very long without any
+	until     time.Time         // when the first of entries ends that has a time of its own; zero: none has
+	offline   *cached           // what is gone by while dkimd never answered
+	untold    map[string]bool   // names of domains of which dkimd has to be told
+	gaveUp    bool              // there is no use in asking the cache
+	swept     bool              // key files of nobody were removed
+	next      time.Time         // when to look again at the latest, zero: no change is due
+	wait      time.Duration     // after something failed
+	lastNote  time.Time         // when keys in transition were reported
 
-	mu    sync.Mutex
-	keys  map[string]*key            // that are in files, by name
-	owned map[string]map[string]*key // the same by the name of their domain
-	stats Stats
+	mu      sync.Mutex
+	settled int                        // counts what the signer has read
+	keys    map[string]*key            // that are in files, by name
+	owned   map[string]map[string]*key // the same by the name of their domain
+	stats   Stats
 }
 
 // key is a key that is in a file.
@@ -95,7 +102,17 @@ type key struct {
 	held  bool      // the signer was reloaded since it is there
 	signs bool      // a table says so, or did when the signer was last reloaded
 	left  time.Time // when signs ended; zero: it never began
+
+	settled int // the last time that a table said so
 }
+
+// table is what a file was last seen to hold.
+type table struct {
+	size int
+	sum  [sha256.Size]byte
+}
+
+func tableOf(data []byte) table { return table{len(data), sha256.Sum256(data)} }
 
 // Stats is how things stand.
 type Stats struct {
@@ -124,7 +141,7 @@ func New(o Options) (*Agent, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	a := &Agent{o: o, tables: make(map[string][]byte), troubles: make(map[string]string), ended: make(map[Ref]time.Time), untold: make(map[string]bool), keys: make(map[string]*key), owned: make(map[string]map[string]*key)}
+	a := &Agent{o: o, tables: make(map[string]table), troubles: make(map[string]string), ended: make(map[Ref]time.Time), untold: make(map[string]bool), keys: make(map[string]*key), owned: make(map[string]map[string]*key)}
 	var err error
 	if a.folder, err = openFolder(o.Dir, o.Format.Name, o.Format.tables, o.Owner, o.Group, o.fault); err != nil {
 		return nil, err
@@ -135,6 +152,12 @@ func New(o Options) (*Agent, error) {
 	if o.CacheDir != "" {
 		if a.cache, err = openCache(o.CacheDir, o.CacheKeyFile, o.fault); err != nil {
 			return nil, errors.Join(fmt.Errorf("cache: %w", err), a.Close())
+		}
+	}
+	if o.many > 0 {
+		a.folder.many = o.many
+		if a.cache != nil {
+			a.cache.folder.many = o.many
 		}
 	}
 	if err := a.adopt(); err != nil {
@@ -201,6 +224,8 @@ const (
 	look = 250 * time.Millisecond
 	// minRetry and maxRetry are how long it waits after something failed.
 	minRetry, maxRetry = time.Second, 30 * time.Second
+	// maxRest is how long it leaves changes alone after others.
+	maxRest = time.Second
 	// patience is how long it waits for dkimd before it goes by the cache.
 	patience = 3 * time.Second
 	// noteInterval is how often dkimd is told of keys that left the tables.
@@ -211,11 +236,17 @@ const (
 func (a *Agent) Run(ctx context.Context, source Source) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
+	// What was put off is written at the end.
+	defer func() {
+		a.storeTime = time.Time{}
+		a.store(context.WithoutCancel(ctx), a.o.Now())
+	}()
 	begin := a.o.Now()
 	if a.cache != nil && a.cache.problem != nil && !errors.Is(a.cache.problem, errNoCache) {
 		a.trouble(ctx, "cache", "the cache cannot be used, and is made anew", a.cache.problem)
 	}
 	for {
+		woken := a.o.Now()
 		e, err := source.Everything()
 		switch {
 		case err == nil:
@@ -227,11 +258,17 @@ func (a *Agent) Run(ctx context.Context, source Source) {
 		if a.offline != nil {
 			a.step(ctx, nil, *a.offline)
 		}
+		// After a change the next ones are waited for as long as it took: those that
+		// come together are made together, and the signer is not reloaded all the time.
+		rest := time.NewTimer(min(maxRest, a.o.Now().Sub(woken)))
+		var changed <-chan struct{}
 		for again := false; !again; {
 			select {
 			case <-ctx.Done():
 				return
-			case <-e.Changed:
+			case <-rest.C:
+				changed = e.Changed
+			case <-changed:
 				again = true
 			case <-tick.C:
 				again = a.due(ctx, source, begin)
@@ -251,6 +288,7 @@ func (a *Agent) due(ctx context.Context, source Source, begin time.Time) bool {
 	}
 	a.mu.Unlock()
 	a.note(source, now)
+	a.store(ctx, now)
 	a.confirm(ctx, confirmed, now)
 	if confirmed.IsZero() && a.offline == nil {
 		return now.Sub(begin) >= patience && !a.gaveUp
@@ -263,7 +301,7 @@ func (a *Agent) expires(confirmed, now time.Time) bool {
 	if a.offline != nil {
 		confirmed = a.offline.Confirmed
 	}
-	return !confirmed.IsZero() && slices.ContainsFunc(a.entries, func(e Entry) bool { return !now.Before(e.validUntil(confirmed)) })
+	return !confirmed.IsZero() && len(a.entries) > 0 && (!now.Before(confirmed.Add(a.minHold)) || !a.until.IsZero() && !now.Before(a.until))
 }
 
 // note tells dkimd of keys that are leaving, now and then.
@@ -312,6 +350,8 @@ func want(e signer.Everything) cached {
 			s.Entries = append(s.Entries, entry(d))
 		}
 	}
+	s.sort()
+	s.Standby = make([]Ref, 0, len(e.Standby))
 	for _, k := range e.Standby {
 		s.Standby = append(s.Standby, newRef(k))
 	}
@@ -322,6 +362,9 @@ func entry(d signer.SigningDomain) Entry {
 	e := Entry{Sender: d.Domain, Hold: d.Hold}
 	for _, k := range d.Keys {
 		e.Refs = append(e.Refs, newRef(k))
+	}
+	if len(e.Refs) < 2 {
+		return e
 	}
 	slices.SortFunc(e.Refs, func(a, b Ref) int {
 		if a.Algorithm != b.Algorithm { // rsa-… before ed25519-…

@@ -1,10 +1,11 @@
 package agent
 
 import (
-	"bytes"
+	"cmp"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ type cache struct {
 	// stored is whether the state of the file is the present one, which is state. Only
 	// then may it be said to be confirmed, which it was for confirmed, at written.
 	stored             bool
-	state              []byte
+	state              [sha256.Size]byte
 	confirmed, written time.Time
 }
 
@@ -182,7 +183,13 @@ func (c *cache) load() (cached, error) {
 	if err := c.read(confirmedName, &s.Confirmed); err != nil {
 		return cached{}, err
 	}
+	s.sort()
 	return s, nil
+}
+
+// sort puts Entries in the order of the tables.
+func (s cached) sort() {
+	slices.SortFunc(s.Entries, func(a, b Entry) int { return cmp.Compare(a.Sender, b.Sender) })
 }
 
 // refs are all that s names.
@@ -196,16 +203,17 @@ func (s cached) refs() []Ref {
 
 // store writes all but the keys.
 func (c *cache) store(s cached) error {
+	slices.SortFunc(s.Standby, compareRefs)
 	state, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	if !c.stored || !bytes.Equal(state, c.state) {
+	if sum := sha256.Sum256(state); !c.stored || sum != c.state {
 		c.stored = false
 		if err := c.write(stateName, state); err != nil {
 			return err
 		}
-		c.stored, c.state = true, state
+		c.stored, c.state = true, sum
 	}
 	return c.confirm(s.Confirmed)
 }
@@ -242,33 +250,39 @@ func (c *cache) key(name string) ([]byte, error) {
 // storeKeys brings the keys to those of names, which read has.
 func (c *cache) storeKeys(names []string, read func(name string) ([]byte, error)) error {
 	wanted := make(map[string]bool, len(names))
-	changed := false
-	for _, name := range names {
+	files := make(map[string][]byte)
+	for i, name := range names {
 		file := sealedFile(name)
+		if !wanted[file] && !c.keys[file] {
+			der, err := read(name)
+			if err != nil {
+				return err
+			}
+			files[file] = c.seal(name, der)
+			clear(der)
+		}
 		wanted[file] = true
-		if c.keys[file] {
+		if len(files) < writeBatch && i < len(names)-1 {
 			continue
 		}
-		der, err := read(name)
-		if err != nil {
+		if err := c.folder.writeKeys(files); err != nil {
 			return err
 		}
-		err = c.folder.write(c.folder.path(keysName, file), c.seal(name, der))
-		clear(der)
-		if err != nil {
-			return err
-		}
-		c.keys[file], changed = true, true
-	}
-	for _, files := range []map[string]bool{c.keys, c.others} {
 		for file := range files {
+			c.keys[file] = true
+		}
+		clear(files)
+	}
+	changed := false
+	for _, there := range []map[string]bool{c.keys, c.others} {
+		for file := range there {
 			if wanted[file] {
 				continue
 			}
 			if err := c.folder.remove(c.folder.path(keysName, file)); err != nil {
 				return err
 			}
-			delete(files, file)
+			delete(there, file)
 			changed = true
 		}
 	}

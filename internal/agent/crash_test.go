@@ -41,21 +41,23 @@ var phases = []func(w *world){
 // fails half-way. No table then names a key that is not there whole, neither before nor
 // after the next start, which brings all in step and leaves nothing else behind.
 func TestCrashes(t *testing.T) {
-	for _, once := range []bool{false, true} { // one operation fails, or all from then on
-		operations := 0
-		for at := 1; ; at++ {
-			done := crash(t, "opendkim", at, once)
-			if done {
-				operations = at - 1
-				break
+	for _, many := range []int{0, 2} { // files are synced one by one, or together
+		for _, once := range []bool{false, true} { // one operation fails, or all from then on
+			operations := 0
+			for at := 1; ; at++ {
+				done := crash(t, "opendkim", at, once, many)
+				if done {
+					operations = at - 1
+					break
+				}
+				if t.Failed() {
+					t.Fatalf("operation %d, only that one: %t, together from %d files on", at, once, many)
+				}
 			}
-			if t.Failed() {
-				t.Fatalf("operation %d, only that one: %t", at, once)
+			t.Logf("%d operations", operations)
+			if operations < 80 {
+				t.Errorf("%d operations only", operations)
 			}
-		}
-		t.Logf("%d operations", operations)
-		if operations < 80 {
-			t.Errorf("%d operations only", operations)
 		}
 	}
 }
@@ -69,7 +71,7 @@ func TestCrashesOfFormats(t *testing.T) {
 		}
 		t.Run(f.Name, func(t *testing.T) {
 			t.Parallel()
-			for at := 1; !crash(t, f.Name, at, at%2 == 0); at += 7 {
+			for at := 1; !crash(t, f.Name, at, at%2 == 0, 0); at += 7 {
 				if t.Failed() {
 					t.Fatalf("operation %d", at)
 				}
@@ -78,9 +80,12 @@ func TestCrashesOfFormats(t *testing.T) {
 	}
 }
 
-func crash(t *testing.T, format string, at int, once bool) (done bool) {
+func crash(t *testing.T, format string, at int, once bool, many int) (done bool) {
 	t.Helper()
 	w := newWorld(t, format)
+	options := func(fault func(operation, path string) error) agent.Options {
+		return agent.WithMany(agent.WithFault(w.options(), fault), many)
+	}
 	n, failing := 0, true
 	fault := func(operation, path string) error {
 		n++
@@ -97,7 +102,7 @@ func crash(t *testing.T, format string, at int, once bool) (done bool) {
 	}
 	for phase := range phases {
 		phases[phase](w)
-		a, err := agent.New(agent.WithFault(w.options(), fault))
+		a, err := agent.New(options(fault))
 		if err == nil {
 			agent.Step(t.Context(), a, w)
 			err = a.Close()
@@ -118,7 +123,7 @@ func crash(t *testing.T, format string, at int, once bool) (done bool) {
 	// The next start.
 	failing = false
 	for range 2 {
-		a, err := agent.New(agent.WithFault(w.options(), fault))
+		a, err := agent.New(options(fault))
 		if err != nil {
 			t.Fatal(err)
 		}

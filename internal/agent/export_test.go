@@ -1,10 +1,20 @@
 package agent
 
-import "context"
+import (
+	"context"
+	"errors"
+	"time"
+)
 
 // WithFault lets operations on files fail as fault says.
 func WithFault(o Options, fault func(operation, path string) error) Options {
 	o.fault = fault
+	return o
+}
+
+// WithMany lets so many files and more be synced together.
+func WithMany(o Options, files int) Options {
+	o.many = files
 	return o
 }
 
@@ -25,6 +35,16 @@ func Step(ctx context.Context, a *Agent, source Source) {
 		a.offline = nil
 		a.step(ctx, source, want(e))
 	}
+}
+
+// StoreCache brings the cache in step, though it may not be due.
+func StoreCache(ctx context.Context, a *Agent) error {
+	a.storeTime = time.Time{}
+	a.store(ctx, a.o.Now())
+	if a.behind {
+		return errors.New("the cache is not in step")
+	}
+	return nil
 }
 
 // Due is what a tick of the clock does.

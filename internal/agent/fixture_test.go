@@ -35,6 +35,7 @@ type dkimd struct {
 	away    bool
 	denied  map[string]error // by name of a key
 	confirm time.Time
+	der     []byte // of all private keys; nil: each has its own
 	changed chan struct{}
 	told    []string // domains of which Held was called
 }
@@ -88,7 +89,9 @@ func (d *dkimd) PrivateKeys(_ context.Context, names ...string) ([]signer.Privat
 	var keys []signer.PrivateKey
 	for _, name := range names {
 		k := signer.PrivateKey{Name: name, Err: d.denied[name]}
-		if k.Err == nil {
+		if k.Err == nil && d.der != nil {
+			k.PKCS8 = slices.Clone(d.der)
+		} else if k.Err == nil {
 			k.PKCS8 = private(name)
 		}
 		keys = append(keys, k)

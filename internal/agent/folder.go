@@ -1,11 +1,10 @@
 package agent
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -26,14 +25,6 @@ var keyFilePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*\.(pem|sealed)$`)
 // ErrStrange says that a directory holds what no agent wrote there.
 var ErrStrange = errors.New("the directory is not the agent's alone")
 
-// manifest is what a folder holds, so that it is known after a restart.
-type manifest struct {
-	Format string   `json:"format"`
-	Tables []string `json:"tables"`
-	// Refs are all that tables may name.
-	Refs []Ref `json:"refs"`
-}
-
 // folder is a directory with tables and, below it, files with keys. Each file is
 // replaced whole. It is used by one process at a time.
 type folder struct {
@@ -42,6 +33,8 @@ type folder struct {
 	owner int // of files, -1: that of the process, and then the group may read them
 	lock  *os.File
 	man   manifest
+	torn  bool // the manifest may end in the middle of a line
+	many  int  // from how many files on the whole file system is synced
 	// fault is called before each operation on a file. Tests let it fail, or be left
 	// out by errDone.
 	fault func(operation, path string) error
@@ -70,7 +63,7 @@ func openFolder(dir, format string, tables []string, owner, group int, fault fun
 	if err != nil {
 		return nil, err
 	}
-	f := &folder{dir: abs, owner: owner, group: group, fault: fault}
+	f := &folder{dir: abs, owner: owner, group: group, many: manyFiles, fault: fault}
 	if f.fault == nil {
 		f.fault = func(string, string) error { return nil }
 	}
@@ -133,17 +126,12 @@ func (f *folder) readManifest(format string) error {
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%w: %s is no file", ErrStrange, f.path(manifestName))
 	}
-	data, err := os.ReadFile(f.path(manifestName))
-	if err != nil {
+	if err := f.loadManifest(); err != nil {
 		return err
-	}
-	if err := json.Unmarshal(data, &f.man); err != nil {
-		return fmt.Errorf("%s cannot be read, empty the directory: %w", f.path(manifestName), err)
 	}
 	if f.man.Format != format {
 		return fmt.Errorf("%w: %s holds files for %s, not for %s: choose another, or empty it", ErrStrange, f.dir, f.man.Format, format)
 	}
-	f.man.Refs = slices.DeleteFunc(f.man.Refs, func(r Ref) bool { return r.check() != nil })
 	return nil
 }
 
@@ -179,9 +167,7 @@ func (f *folder) check(tables []string) error {
 
 // clean removes what a process that was ended left, and what is of no use any more.
 func (f *folder) clean(format string, tables, allowed []string) error {
-	f.man.Format = format
-	f.man.Tables = slices.Compact(slices.Sorted(slices.Values(allowed)))
-	if err := f.writeManifest(); err != nil {
+	if err := f.setTables(format, slices.Compact(slices.Sorted(slices.Values(allowed)))); err != nil {
 		return err
 	}
 	for _, dir := range []string{f.dir, f.path(keysName)} {
@@ -198,8 +184,7 @@ func (f *folder) clean(format string, tables, allowed []string) error {
 			}
 		}
 	}
-	f.man.Tables = slices.Sorted(slices.Values(tables))
-	return f.writeManifest()
+	return f.setTables(format, slices.Sorted(slices.Values(tables)))
 }
 
 // permit sets who may use a file or directory. Directories stay those of the process:
@@ -220,37 +205,16 @@ func (f *folder) permit(path string, mode fs.FileMode) error {
 	return os.Chmod(path, mode)
 }
 
-func (f *folder) writeManifest() error {
-	data, err := json.Marshal(f.man)
-	if err != nil {
-		return err
-	}
-	if old, err := os.ReadFile(f.path(manifestName)); err == nil && bytes.Equal(old, data) {
-		return nil
-	}
-	if err := f.write(f.path(manifestName), data); err != nil {
-		return err
-	}
-	return f.sync(f.dir)
-}
-
-// setRefs notes what tables may name.
-func (f *folder) setRefs(refs []Ref) error {
-	before := f.man.Refs
-	f.man.Refs = refs
-	if err := f.writeManifest(); err != nil {
-		f.man.Refs = before
-		return err
-	}
-	return nil
-}
-
 // write replaces a file. The directory has to be synced after it.
 func (f *folder) write(path string, data []byte) error {
+	return f.replace(path, data, true)
+}
+
+func (f *folder) replace(path string, data []byte, sync bool) error {
 	tmp := path + unfinished
-	err := f.writeTo(tmp, data)
-	if err == nil {
-		err = f.do("rename", path, func() error { return os.Rename(tmp, path) })
+	err := f.writeTo(tmp, data, sync)
+	if err == nil && sync {
+		err = f.rename(path)
 	}
 	if err != nil {
 		_ = f.remove(tmp) // makes room on a full disk; the next start does it too
@@ -258,14 +222,16 @@ func (f *folder) write(path string, data []byte) error {
 	return err
 }
 
-func (f *folder) writeTo(tmp string, data []byte) (err error) {
+// rename gives a file that was written its name.
+func (f *folder) rename(path string) error {
+	return f.do("rename", path, func() error { return os.Rename(path+unfinished, path) })
+}
+
+func (f *folder) writeTo(tmp string, data []byte, sync bool) (err error) {
 	if err := f.fault("create", tmp); err != nil {
 		return err
 	}
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	file, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	file, err := f.create(tmp)
 	if err != nil {
 		return err
 	}
@@ -277,10 +243,60 @@ func (f *folder) writeTo(tmp string, data []byte) (err error) {
 	if _, err := file.Write(data); err != nil {
 		return err
 	}
-	if err := f.permit(tmp, 0o600); err != nil {
+	if err := f.permit(tmp, 0o600); err != nil || !sync {
 		return err
 	}
 	return f.do("sync", tmp, file.Sync)
+}
+
+// create makes a file that was not there, as another one may have it open.
+func (f *folder) create(tmp string) (*os.File, error) {
+	file, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if !errors.Is(err, fs.ErrExist) {
+		return file, err
+	}
+	if err := os.Remove(tmp); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+// manyFiles is from how many files on it is quicker to have the whole file system get
+// to the disk than one file after the other.
+const manyFiles = 20
+
+// writeKeys writes files into the directory of keys, and gives none its name before all
+// are on the disk whole. data is cleared.
+func (f *folder) writeKeys(files map[string][]byte) error {
+	defer func() {
+		for _, data := range files {
+			clear(data)
+		}
+	}()
+	if len(files) == 0 {
+		return nil
+	}
+	dir, many := f.path(keysName), len(files) >= f.many
+	names := slices.Sorted(maps.Keys(files))
+	for i, name := range names {
+		if err := f.replace(filepath.Join(dir, name), files[name], !many); err != nil {
+			for _, before := range names[:i] {
+				_ = f.remove(filepath.Join(dir, before) + unfinished)
+			}
+			return err
+		}
+	}
+	if many {
+		if err := f.do("sync", f.dir, func() error { return syncAll(f.lock, dir) }); err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := f.rename(filepath.Join(dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return f.sync(dir)
 }
 
 func (f *folder) remove(path string) error {

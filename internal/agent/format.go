@@ -50,7 +50,13 @@ func FormatNamed(name string) (Format, bool) {
 }
 
 func compareRefs(a, b Ref) int {
-	return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Selector, b.Selector), cmp.Compare(a.Key, b.Key))
+	if c := cmp.Compare(a.Domain, b.Domain); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(a.Selector, b.Selector); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Key, b.Key)
 }
 
 // openDKIM is a KeyTable, and a SigningTable to be read as refile. A domain with
@@ -58,19 +64,39 @@ func compareRefs(a, b Ref) int {
 // has one algorithm for all its signatures, rsa-sha256 by default, and replies 451 to
 // the message when a key is for another one: Ed25519 keys are in no SigningTable.
 var openDKIM = Format{Name: "opendkim", MustReload: true, tables: []string{"KeyTable", "SigningTable"}, render: func(v View) ([][]byte, error) {
-	var keys, signs bytes.Buffer
-	for _, r := range v.Refs {
-		fmt.Fprintf(&keys, "%s %s:%s:%s\n", r.label(), r.Domain, r.Selector, r.path(v.Dir))
-	}
+	signs := make([]byte, 0, lineSize*len(v.Entries))
 	for _, e := range v.Entries {
 		for _, r := range e.Refs {
 			if r.Algorithm != ed25519SHA256 {
-				fmt.Fprintf(&signs, "*@%s %s\n", e.Sender, r.label())
+				signs = append(signs, "*@"...)
+				signs = append(signs, e.Sender...)
+				signs = append(signs, ' ')
+				signs = append(r.appendLabel(signs, id(r.Key)), '\n')
 			}
 		}
 	}
-	return [][]byte{keys.Bytes(), signs.Bytes()}, nil
+	return [][]byte{keyTable(v), signs}, nil
 }}
+
+// lineSize is about that of a line.
+const lineSize = 160
+
+// keyTable says of each key where it is, in the form that OpenDKIM reads.
+func keyTable(v View) []byte {
+	keys := make([]byte, 0, lineSize*len(v.Refs))
+	for _, r := range v.Refs {
+		id := id(r.Key)
+		keys = append(r.appendLabel(keys, id), ' ')
+		keys = append(keys, r.Domain...)
+		keys = append(keys, ':')
+		keys = append(keys, r.Selector...)
+		keys = append(keys, ':')
+		keys = append(keys, v.Dir...)
+		keys = append(keys, "/"+keysName+"/"...)
+		keys = append(appendKeyFile(keys, r.Key, id), '\n')
+	}
+	return keys
+}
 
 // exim is three files for lsearch: where each key is, which selectors sign for a
 // d=, and which d= for the domain of a sender.
@@ -121,16 +147,14 @@ var exim = Format{Name: "exim", tables: []string{"paths", "selectors", "domains"
 // Ed25519 keys in PEM: the first RSA key is taken. The signing_table is to be read as
 // regexp, since others tell capitals apart.
 var rspamd = Format{Name: "rspamd", tables: []string{"key_table", "signing_table"}, render: func(v View) ([][]byte, error) {
-	var keys, signs bytes.Buffer
-	for _, r := range v.Refs {
-		fmt.Fprintf(&keys, "%s %s:%s:%s\n", r.label(), r.Domain, r.Selector, r.path(v.Dir))
-	}
+	signs := make([]byte, 0, lineSize*len(v.Entries))
 	for _, e := range v.Entries {
 		if r := e.Refs[0]; r.Algorithm == rsaSHA256 { // RSA keys are first
-			fmt.Fprintf(&signs, "/@%s$/i %s\n", regexp.QuoteMeta(e.Sender), r.label())
+			signs = append(append(append(signs, "/@"...), regexp.QuoteMeta(e.Sender)...), "$/i "...)
+			signs = append(r.appendLabel(signs, id(r.Key)), '\n')
 		}
 	}
-	return [][]byte{keys.Bytes(), signs.Bytes()}, nil
+	return [][]byte{keyTable(v), signs}, nil
 }}
 
 // kumoMTA is a file for KumoMTA's helper dkim_sign: a block with one key for each

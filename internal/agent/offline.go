@@ -28,18 +28,23 @@ func (a *Agent) goOffline(ctx context.Context) {
 	a.o.Logger.LogAttrs(ctx, slog.LevelWarn, "no dkimd answers: going by the cache", slog.Time("confirmed", s.Confirmed), slog.Int("domains", len(s.Entries)))
 }
 
-// store brings the cache to s, which dkimd said. A cache that cannot be written is no
-// reason for anything else to fail.
-func (a *Agent) store(ctx context.Context, s cached) {
-	if a.cache == nil {
+// store brings the cache to what dkimd said last, if it is due. A cache that cannot be
+// written is no reason for anything else to fail.
+func (a *Agent) store(ctx context.Context, now time.Time) {
+	if a.cache == nil || !a.behind || now.Before(a.storeTime) {
 		return
 	}
+	a.behind = false
 	err := a.cache.storeKeys(a.keyNames(), a.readKey)
 	if err == nil {
-		err = a.cache.store(s)
+		err = a.cache.store(a.known)
 	}
+	end := a.o.Now()
+	a.storeTime = end.Add(min(storeShare*end.Sub(now), a.confirmInterval()))
 	if err != nil {
 		a.cache.stored = false
+		a.behind = true
+		a.storeTime = end.Add(max(minRetry, end.Sub(now)))
 		a.trouble(ctx, "cache", "the cache is not in step", err)
 		return
 	}
@@ -57,7 +62,15 @@ func (a *Agent) keyNames() []string {
 const (
 	minConfirm = time.Second
 	maxConfirm = time.Minute
+	// storeShare is how many times as long as writing it took the cache is then left alone:
+	// with many domains it is large.
+	storeShare = 20
 )
+
+// confirmInterval is how old the cache may be, as that makes no difference.
+func (a *Agent) confirmInterval() time.Duration {
+	return max(minConfirm, min(maxConfirm, a.minHold/20))
+}
 
 // confirm notes in the cache until when all was known to be right, every minute or
 // as often as makes no difference.
@@ -65,11 +78,7 @@ func (a *Agent) confirm(ctx context.Context, at, now time.Time) {
 	if a.cache == nil || !a.cache.stored || a.offline != nil || !at.After(a.cache.confirmed) {
 		return
 	}
-	interval := maxConfirm
-	for _, e := range a.entries {
-		interval = min(interval, e.Hold/20)
-	}
-	if now.Sub(a.cache.written) < max(minConfirm, interval) {
+	if now.Sub(a.cache.written) < a.confirmInterval() {
 		return
 	}
 	a.cache.written = now

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -79,19 +78,6 @@ func checkDomain(name string) error {
 	return nil
 }
 
-// check is Ref.check for all of an entry.
-func (e Entry) check() error {
-	if err := checkDomain(e.Sender); err != nil {
-		return err
-	}
-	for _, r := range e.Refs {
-		if err := r.check(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func newRef(k signer.KeyInfo) Ref {
 	return Ref{Domain: k.Domain, Selector: k.Selector, Algorithm: k.Algorithm, Key: k.Name}
 }
@@ -110,12 +96,25 @@ func id(key string) string {
 
 // keyFile is the name of the file with a key. Its content never changes.
 func keyFile(key string) string {
+	return string(appendKeyFile(nil, key, id(key)))
+}
+
+func appendKeyFile(b []byte, key, id string) []byte {
 	_, domain, _ := strings.Cut(owner(key), "/domains/")
-	return domain[:min(len(domain), 200)] + "." + id(key) + ".pem"
+	b = append(b, domain[:min(len(domain), 200)]...)
+	b = append(b, '.')
+	b = append(b, id...)
+	return append(b, ".pem"...)
 }
 
 // path is that of the key of a Ref.
-func (r Ref) path(dir string) string { return filepath.Join(dir, keysName, keyFile(r.Key)) }
+func (r Ref) path(dir string) string { return dir + "/" + keysName + "/" + keyFile(r.Key) }
 
-// label names a Ref in tables.
-func (r Ref) label() string { return r.Selector + "._domainkey." + r.Domain + "." + id(r.Key) }
+// appendLabel appends what names a Ref in tables.
+func (r Ref) appendLabel(b []byte, id string) []byte {
+	b = append(b, r.Selector...)
+	b = append(b, "._domainkey."...)
+	b = append(b, r.Domain...)
+	b = append(b, '.')
+	return append(b, id...)
+}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/pem"
@@ -22,7 +21,7 @@ const pemType = "PRIVATE KEY"
 // adopt takes over what an earlier process left in the directory.
 func (a *Agent) adopt() error {
 	now := a.o.Now()
-	for _, r := range a.folder.man.Refs {
+	for r := range a.folder.man.refs {
 		if a.keys[r.Key] == nil {
 			if _, err := a.readKey(r.Key); err != nil {
 				continue // it is fetched anew if it is still of use
@@ -46,7 +45,7 @@ func (a *Agent) adopt() error {
 		if err := a.folder.permit(a.folder.path(name), 0o600); err != nil {
 			return err
 		}
-		a.tables[name] = data
+		a.tables[name] = tableOf(data)
 		a.reload = true // nobody knows whether the signer was reloaded since
 	}
 	return nil
@@ -125,14 +124,14 @@ func (a *Agent) step(ctx context.Context, source Source, s cached) {
 func (a *Agent) apply(ctx context.Context, source Source, s cached) (complete bool, err error) {
 	now := a.o.Now()
 	wanted, expired := a.valid(ctx, s, now)
-	refs := make(map[Ref]bool)
-	for _, e := range append(wanted, s.Default) {
+	refs := make(map[Ref]bool, len(a.refs))
+	for _, e := range wanted {
 		for _, r := range e.Refs {
 			refs[r] = true
 		}
 	}
-	for _, r := range s.Standby {
-		if r.check() == nil {
+	for _, r := range slices.Concat(s.Default.Refs, s.Standby) {
+		if a.checked(r) == nil {
 			refs[r] = true
 		}
 	}
@@ -142,7 +141,7 @@ func (a *Agent) apply(ctx context.Context, source Source, s cached) (complete bo
 	}
 	entries := a.choose(wanted, now)
 	def := s.Default
-	def.Refs = a.there(def.Refs)
+	def.Refs = a.there(slices.DeleteFunc(slices.Clone(def.Refs), func(r Ref) bool { return !refs[r] }))
 	for _, e := range entries { // of earlier ones that stay
 		for _, r := range e.Refs {
 			refs[r] = true
@@ -153,6 +152,15 @@ func (a *Agent) apply(ctx context.Context, source Source, s cached) (complete bo
 		return false, err
 	}
 	a.known, a.entries = s, entries
+	a.minHold, a.until = forever, time.Time{}
+	for _, e := range entries {
+		switch {
+		case e.until.IsZero():
+			a.minHold = min(a.minHold, e.Hold)
+		case a.until.IsZero() || e.until.Before(a.until):
+			a.until = e.until
+		}
+	}
 	a.mu.Lock()
 	a.stats.Expired = expired
 	a.mu.Unlock()
@@ -160,19 +168,59 @@ func (a *Agent) apply(ctx context.Context, source Source, s cached) (complete bo
 		a.o.Logger.LogAttrs(ctx, slog.LevelInfo, "files in step", slog.Int("domains", len(entries)), slog.Int("keys", len(a.keys)), slog.Int("expired", expired))
 	}
 	a.settle(entries, def, now)
-	err = a.sweep(refs)
+	err = a.sweep()
 	if source != nil {
 		tell(source, a.untold)
 		clear(a.untold)
-		a.store(ctx, s)
+		a.behind = true
+		if a.cache != nil {
+			a.cache.stored = false
+		}
+		a.store(ctx, now)
 	}
 	return complete, err
 }
 
-// valid are the entries of s that can be used, each sender once, in order.
+// forever is longer than anything holds.
+const forever = 100 * 365 * 24 * time.Hour
+
+// checked is Ref.check, which takes long, for those that may not have passed it before.
+func (a *Agent) checked(r Ref) error {
+	if a.folder.man.refs[r] {
+		return nil
+	}
+	return r.check()
+}
+
+// checkEntry refuses what must not come into a table.
+func (a *Agent) checkEntry(e Entry) error {
+	if _, ok := a.find(e.Sender); !ok {
+		if err := checkDomain(e.Sender); err != nil {
+			return err
+		}
+	}
+	for _, r := range e.Refs {
+		if err := a.checked(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// find is the entry of a sender in the tables.
+func (a *Agent) find(sender string) (Entry, bool) {
+	i, ok := slices.BinarySearchFunc(a.entries, sender, func(e Entry, s string) int { return cmp.Compare(e.Sender, s) })
+	if !ok {
+		return Entry{}, false
+	}
+	return a.entries[i], true
+}
+
+// valid are the entries of s that can be used, each sender once, in their order.
 func (a *Agent) valid(ctx context.Context, s cached, now time.Time) (entries []Entry, expired int) {
+	entries = make([]Entry, 0, len(s.Entries))
 	for _, e := range s.Entries {
-		if err := e.check(); err != nil {
+		if err := a.checkEntry(e); err != nil {
 			a.trouble(ctx, "invalid "+e.Sender, "dkimd named what cannot be a domain or key: left out", err)
 			continue
 		}
@@ -182,9 +230,15 @@ func (a *Agent) valid(ctx context.Context, s cached, now time.Time) (entries []E
 		}
 		entries = append(entries, e)
 	}
-	slices.SortFunc(entries, func(a, b Entry) int { return cmp.Compare(a.Sender, b.Sender) })
 	return slices.CompactFunc(entries, func(a, b Entry) bool { return a.Sender == b.Sender }), expired
 }
+
+const (
+	// fetchBatch is how many keys dkimd is asked for at a time.
+	fetchBatch = 100
+	// writeBatch is how many files with keys are written at a time.
+	writeBatch = 2000
+)
 
 // obtain puts keys into files that are not there. An error is one of the disk.
 func (a *Agent) obtain(ctx context.Context, source Source, refs map[Ref]bool) (complete bool, err error) {
@@ -200,11 +254,15 @@ func (a *Agent) obtain(ctx context.Context, source Source, refs map[Ref]bool) (c
 	}
 	names := slices.Sorted(maps.Keys(missing))
 	complete = true
+	files := make(map[string][]byte)
 	var added []string
-	const batch = 100
 	for len(names) > 0 && ctx.Err() == nil {
-		n := min(len(names), batch)
-		for _, k := range a.fetch(ctx, source, names[:n]) {
+		n := min(len(names), fetchBatch)
+		keys, err := a.fetch(ctx, source, names[:n])
+		if names = names[n:]; err != nil {
+			keys, names = []signer.PrivateKey{{Err: err}}, nil
+		}
+		for _, k := range keys {
 			if k.Err != nil {
 				complete = false
 				if !errors.Is(k.Err, signer.ErrNotSigning) { // else it was replaced meanwhile
@@ -212,24 +270,21 @@ func (a *Agent) obtain(ctx context.Context, source Source, refs map[Ref]bool) (c
 				}
 				continue
 			}
-			data := pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: k.PKCS8})
+			files[keyFile(k.Name)] = pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: k.PKCS8})
 			clear(k.PKCS8)
-			err := a.folder.write(Ref{Key: k.Name}.path(a.folder.dir), data)
-			clear(data)
-			if err != nil {
-				return false, err
-			}
 			added = append(added, k.Name)
 		}
-		names = names[n:]
-	}
-	if len(added) > 0 {
-		if err := a.folder.sync(a.folder.path(keysName)); err != nil {
+		if len(files) < writeBatch && len(names) > 0 {
+			continue
+		}
+		if err := a.folder.writeKeys(files); err != nil {
 			return false, err
 		}
-	}
-	for _, name := range added {
-		a.add(name, &key{})
+		for _, name := range added {
+			a.add(name, &key{})
+		}
+		clear(files)
+		added = nil
 	}
 	if complete {
 		a.over("keys")
@@ -238,34 +293,26 @@ func (a *Agent) obtain(ctx context.Context, source Source, refs map[Ref]bool) (c
 }
 
 // fetch has dkimd hand out keys, or takes them from the cache.
-func (a *Agent) fetch(ctx context.Context, source Source, names []string) []signer.PrivateKey {
+func (a *Agent) fetch(ctx context.Context, source Source, names []string) ([]signer.PrivateKey, error) {
 	if source != nil {
-		keys, err := source.PrivateKeys(ctx, names...)
-		if err != nil {
-			return []signer.PrivateKey{{Err: err}}
-		}
-		return keys
+		return source.PrivateKeys(ctx, names...)
 	}
 	var keys []signer.PrivateKey
 	for _, name := range names {
 		der, err := a.cache.key(name)
 		keys = append(keys, signer.PrivateKey{Name: name, PKCS8: der, Err: err})
 	}
-	return keys
+	return keys, nil
 }
 
 // choose are the entries of the tables: those that are wanted, with the keys that are
 // there. Where none is, the entry stays that was there before, as long as that may.
 func (a *Agent) choose(wanted []Entry, now time.Time) []Entry {
-	before := make(map[string]Entry, len(a.entries))
-	for _, e := range a.entries {
-		before[e.Sender] = e
-	}
-	var entries []Entry
+	entries := make([]Entry, 0, len(wanted))
 	for _, e := range wanted {
 		e.Refs = a.there(e.Refs)
 		if len(e.Refs) == 0 {
-			old, ok := before[e.Sender]
+			old, ok := a.find(e.Sender)
 			old.until = old.validUntil(a.known.Confirmed)
 			if !ok || !now.Before(old.until) {
 				continue
@@ -279,7 +326,11 @@ func (a *Agent) choose(wanted []Entry, now time.Time) []Entry {
 
 // there are those of refs whose keys are in files.
 func (a *Agent) there(refs []Ref) []Ref {
-	return slices.DeleteFunc(slices.Clone(refs), func(r Ref) bool { return a.keys[r.Key] == nil || r.check() != nil })
+	missing := func(r Ref) bool { return a.keys[r.Key] == nil }
+	if !slices.ContainsFunc(refs, missing) {
+		return refs
+	}
+	return slices.DeleteFunc(slices.Clone(refs), missing)
 }
 
 // write brings the tables to entries, and reloads the signer. wanted are the refs
@@ -288,7 +339,12 @@ func (a *Agent) write(ctx context.Context, entries []Entry, def Entry, wanted ma
 	for r := range wanted {
 		delete(a.ended, r)
 	}
-	refs := a.there(slices.Collect(maps.Keys(wanted)))
+	refs := make([]Ref, 0, len(wanted))
+	for r := range wanted {
+		if a.keys[r.Key] != nil {
+			refs = append(refs, r)
+		}
+	}
 	for _, r := range a.refs {
 		if wanted[r] || a.keys[r.Key] == nil {
 			continue
@@ -306,12 +362,13 @@ func (a *Agent) write(ctx context.Context, entries []Entry, def Entry, wanted ma
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", a.o.Format.Name, err)
 	}
-	if err := a.folder.setRefs(union(a.folder.man.Refs, refs)); err != nil {
+	if err := a.folder.noteRefs(refs); err != nil {
 		return false, err
 	}
 	a.use(append(entries, def))
 	for i, name := range a.o.Format.tables {
-		if old, ok := a.tables[name]; ok && bytes.Equal(old, tables[i]) {
+		now := tableOf(tables[i])
+		if old, ok := a.tables[name]; ok && old == now {
 			continue
 		}
 		delete(a.tables, name)
@@ -322,7 +379,7 @@ func (a *Agent) write(ctx context.Context, entries []Entry, def Entry, wanted ma
 		if err := a.folder.sync(a.folder.dir); err != nil {
 			return false, err
 		}
-		a.tables[name] = tables[i]
+		a.tables[name] = now
 	}
 	a.refs = refs
 	return changed, a.reloadSigner(ctx)
@@ -345,12 +402,6 @@ func (a *Agent) reloadSigner(ctx context.Context) error {
 	return nil
 }
 
-func union(a, b []Ref) []Ref {
-	all := append(slices.Clone(a), b...)
-	slices.SortFunc(all, compareRefs)
-	return slices.Compact(all)
-}
-
 // use notes that keys may sign from now on.
 func (a *Agent) use(entries []Entry) {
 	a.mu.Lock()
@@ -364,16 +415,16 @@ func (a *Agent) use(entries []Entry) {
 
 // settle notes that the signer goes by entries.
 func (a *Agent) settle(entries []Entry, def Entry, now time.Time) {
-	signs := make(map[string]bool)
-	for _, e := range append(entries, def) {
-		for _, r := range e.Refs {
-			signs[r.Key] = true
-		}
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.settled++
+	for _, e := range append(entries, def) {
+		for _, r := range e.Refs {
+			a.keys[r.Key].settled = a.settled
+		}
+	}
 	for name, k := range a.keys {
-		if k.signs && !signs[name] {
+		if k.signs && k.settled != a.settled {
 			k.signs, k.left = false, now
 			a.untold[owner(name)] = true
 		}
@@ -392,16 +443,17 @@ func tell(source Source, owners map[string]bool) {
 }
 
 // sweep removes the keys that no table names any more.
-func (a *Agent) sweep(wanted map[Ref]bool) error {
+func (a *Agent) sweep() error {
 	named := make(map[string]bool, len(a.refs))
 	for _, r := range a.refs {
 		named[r.Key] = true
 	}
-	for r := range wanted {
-		named[r.Key] = true
+	var gone []string
+	for name := range a.keys {
+		if !named[name] {
+			gone = append(gone, name)
+		}
 	}
-	gone := slices.Collect(maps.Keys(a.keys))
-	gone = slices.DeleteFunc(gone, func(name string) bool { return named[name] })
 	files := make(map[string]bool)
 	for _, name := range gone {
 		files[keyFile(name)] = true
@@ -430,11 +482,10 @@ func (a *Agent) sweep(wanted map[Ref]bool) error {
 		a.untold[owner(name)] = true
 		a.drop(name)
 	}
-	current := make(map[Ref]bool, len(a.refs))
-	for _, r := range a.refs {
-		current[r] = true
-	}
-	maps.DeleteFunc(a.ended, func(r Ref, _ time.Time) bool { return !current[r] })
+	maps.DeleteFunc(a.ended, func(r Ref, _ time.Time) bool {
+		_, current := slices.BinarySearchFunc(a.refs, r, compareRefs)
+		return !current
+	})
 	a.swept = true
-	return a.folder.setRefs(a.refs)
+	return a.folder.forgetRefs(a.refs)
 }
