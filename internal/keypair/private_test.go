@@ -168,7 +168,7 @@ func TestParsePrivateKeyRefuses(t *testing.T) {
 		{"too long", strings.Repeat("A", 16<<10+1), keypair.ReasonTooLong},
 		{"words", "hello there", keypair.ReasonBadEncoding},
 		{"cut", whole[:400], keypair.ReasonBadEncoding},
-		{"seed cut", b64(edKey.Seed()[:31]), keypair.ReasonBadEncoding},
+		{"seed cut", b64(bytes.Repeat([]byte{7}, 31)), keypair.ReasonBadEncoding}, // no ASN.1, as one in 256 seeds may look
 		{"two keys", whole + whole, keypair.ReasonTrailingData},
 		{"der with more octets", b64(append(pkcs8(t, rsaKey), 0)), keypair.ReasonTrailingData},
 		{"public pem", string(block("PUBLIC KEY", public.Octets)), keypair.ReasonPublicKey},
