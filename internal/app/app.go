@@ -23,6 +23,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/mint"
 	"github.com/dkimzone/dkimzone/internal/prober"
 	"github.com/dkimzone/dkimzone/internal/service"
+	"github.com/dkimzone/dkimzone/internal/signview"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
 
@@ -101,6 +102,7 @@ type backend struct {
 	mint   *mint.Mint
 	prober *prober.Prober
 	api    *service.Service
+	view   *signview.View // of what signs; nil before startSigning
 	authn  *authn.Authenticator
 	access *service.Access
 	guard  *guard

@@ -58,7 +58,7 @@ type servers struct {
 // until run.
 func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []telemetry.Check, logger *slog.Logger, unary ...grpc.UnaryServerInterceptor) (*servers, error) {
 	s := &servers{
-		bound: bound, checks: append([]telemetry.Check{b.storeCheck(), b.sealer.readiness(), b.account.readiness()}, checks...), logger: logger, stopping: make(chan struct{}),
+		bound: bound, checks: append([]telemetry.Check{b.storeCheck(), b.sealer.readiness(), b.account.readiness(), b.signingReadiness()}, checks...), logger: logger, stopping: make(chan struct{}),
 	}
 	// REST goes through the same interceptors: see package gateway.
 	unary, stream := append(s.unary(b), unary...), s.stream(b)
@@ -78,7 +78,7 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 
-	rest, err := gateway.New(gateway.Options{Register: b.register, Unary: unary, Stream: stream, Logger: logger})
+	rest, err := gateway.New(gateway.Options{Register: b.register, Unary: unary, Stream: stream, Signing: b.view.Ready, Logger: logger})
 	if err != nil {
 		return nil, err
 	}
@@ -184,18 +184,24 @@ func (s *servers) watchHealth(ctx context.Context) {
 	ticker := time.NewTicker(healthInterval)
 	defer ticker.Stop()
 	for {
-		status := healthpb.HealthCheckResponse_SERVING
+		all := healthpb.HealthCheckResponse_SERVING
+		withoutSigners := all
 		for _, c := range s.checks {
 			if err := c.Func(ctx); err != nil {
-				status = healthpb.HealthCheckResponse_NOT_SERVING
+				all = healthpb.HealthCheckResponse_NOT_SERVING
+				if c.Name != signingCheck {
+					withoutSigners = all
+				}
 			}
 		}
-		s.health.SetServingStatus("", status)
-		s.health.SetServingStatus(dkimv1.KeyManagement_ServiceDesc.ServiceName, status)
-		s.health.SetServingStatus(dkimv1.Signer_ServiceDesc.ServiceName, status)
-		s.health.SetServingStatus(dkimv1.AccessControl_ServiceDesc.ServiceName, status)
-		s.health.SetServingStatus(dkimv1.Custody_ServiceDesc.ServiceName, status)
-		s.health.SetServingStatus(dkimv1.Callers_ServiceDesc.ServiceName, status)
+		s.health.SetServingStatus("", all)
+		s.health.SetServingStatus(dkimv1.Signer_ServiceDesc.ServiceName, all)
+		for _, service := range []string{
+			dkimv1.KeyManagement_ServiceDesc.ServiceName, dkimv1.AccessControl_ServiceDesc.ServiceName,
+			dkimv1.Custody_ServiceDesc.ServiceName, dkimv1.Callers_ServiceDesc.ServiceName,
+		} {
+			s.health.SetServingStatus(service, withoutSigners)
+		}
 		select {
 		case <-ctx.Done():
 			return

@@ -13,6 +13,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/keyring"
 	"github.com/dkimzone/dkimzone/internal/service"
 	"github.com/dkimzone/dkimzone/internal/signview"
+	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
 
 // Signing says what signers may do.
@@ -37,20 +38,28 @@ func (b *backend) startSigning(ctx context.Context, o Signing, logger *slog.Logg
 	if o.Rate < 0 || o.OpenKeys < 0 {
 		return nil, fmt.Errorf("--sign-rate is %g and --sign-open-keys %d: neither may be negative", o.Rate, o.OpenKeys)
 	}
-	view := signview.New(signview.Options{Source: b.store, Now: time.Now, Logger: logger})
+	b.view = signview.New(signview.Options{Source: b.store, Now: time.Now, Logger: logger})
 	ring := keyring.New(keyring.Options{Store: b.store, Opener: b.sealer, Now: time.Now, Size: o.OpenKeys})
-	b.api.UseSigning(service.SigningOptions{View: view, Ring: ring, Rate: o.Rate, KeyFetchers: o.KeyFetchers})
-	shown := &signingCollector{view, ring}
+	b.api.UseSigning(service.SigningOptions{View: b.view, Ring: ring, Rate: o.Rate, KeyFetchers: o.KeyFetchers})
+	shown := &signingCollector{b.view, ring}
 	signings.add(shown)
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
-	running.Go(func() { _ = view.Run(ctx) }) // returns when ctx ends, only
+	running.Go(func() { _ = b.view.Run(ctx) }) // returns when ctx ends, only
 	running.Go(func() { b.api.Sweep(ctx) })
 	return func() {
 		cancel()
 		running.Wait()
 		signings.remove(shown)
 	}, nil
+}
+
+// signingCheck is the name of the check that dkimd has listed what signs.
+const signingCheck = "signing"
+
+// signingReadiness holds as soon as signers can be answered, and then for good.
+func (b *backend) signingReadiness() telemetry.Check {
+	return telemetry.Check{Name: signingCheck, Func: func(context.Context) error { return b.view.Ready() }}
 }
 
 // signingCollector shows what signs.
@@ -75,7 +84,7 @@ func newSigningCollectors() *signingCollectors {
 	}
 	c := &signingCollectors{
 		all:     make(map[*signingCollector]struct{}),
-		domains: desc("view_domains", "Domains in the view of what signs."),
+		domains: desc("view_domains", "Domains in the view of what signs; 0 until all were listed once."),
 		octets:  desc("view_bytes", "Memory that their records take."),
 		age:     desc("view_age_seconds", "Time since the view was last known to be what the store holds; not shown before it was loaded."),
 		keys:    desc("open_keys", "Private keys that are open in memory."),

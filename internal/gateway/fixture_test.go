@@ -124,7 +124,7 @@ func (f *fixture) serve(t testing.TB, s *service.Service, logger *slog.Logger) {
 		dkimv1.RegisterAccessControlServer(r, service.NewAccess(f.store, who.Forget, time.Now))
 		dkimv1.RegisterCallersServer(r, service.Callers{})
 	}
-	handler, err := gateway.New(gateway.Options{Register: register, Unary: unary, Stream: stream, Logger: logger})
+	handler, err := gateway.New(gateway.Options{Register: register, Unary: unary, Stream: stream, Signing: func() error { return nil }, Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}

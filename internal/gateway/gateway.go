@@ -34,7 +34,9 @@ type Options struct {
 	// Unary and Stream are the interceptors of the gRPC server, the outermost first.
 	Unary  []grpc.UnaryServerInterceptor
 	Stream []grpc.StreamServerInterceptor
-	Logger *slog.Logger
+	// Signing returns nil as soon as signers can be answered, else why not.
+	Signing func() error
+	Logger  *slog.Logger
 }
 
 // New returns the handler of the HTTPS listener. It serves TLS connections only.
@@ -59,7 +61,7 @@ func New(o Options) (http.Handler, error) {
 	return &handler{
 		v1: v1, description: doc, logger: o.Logger,
 		cloud: cloudAPI{api}, records: dnsRecords{api, dkimv1.NewCallersClient(conn)},
-		vault: vault{dkimv1.NewSignerClient(conn), dkimv1.NewCallersClient(conn)},
+		vault: vault{dkimv1.NewSignerClient(conn), dkimv1.NewCallersClient(conn), o.Signing},
 	}, nil
 }
 

@@ -44,6 +44,7 @@ const (
 type vault struct {
 	signer  dkimv1.SignerClient
 	callers dkimv1.CallersClient
+	ready   func() error
 }
 
 // vaultPath is what a path of the key-value store names.
@@ -79,9 +80,14 @@ func (v vault) serve(w http.ResponseWriter, r *http.Request, segments []string) 
 	}
 	switch strings.Join(segments, "/") {
 	case "sys/health":
-		// Asked without a token.
-		writeJSON(w, http.StatusOK, map[string]any{
-			"initialized": true, "sealed": false, "standby": false, "performance_standby": false,
+		// Asked without a token. A Vault that cannot read its keys yet is sealed, and says so
+		// with 503.
+		code, sealed := http.StatusOK, v.ready() != nil
+		if sealed {
+			code = http.StatusServiceUnavailable
+		}
+		writeJSON(w, code, map[string]any{
+			"initialized": true, "sealed": sealed, "standby": false, "performance_standby": false,
 			"server_time_utc": time.Now().Unix(), "version": "1.0.0+dkimzone", "cluster_name": "dkimzone",
 		})
 		return

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log/slog"
 	"maps"
@@ -39,6 +40,7 @@ type fakeSigner struct {
 
 	keys map[string]*keypair.KeyPair // by name
 	err  error                       // of ResolveSigningKeys
+	cold bool                        // it has not listed what signs yet
 	late atomic.Bool                 // ResolveSigningKeys once names only the key that has just ceased to sign
 }
 
@@ -135,6 +137,12 @@ func serveVault(t *testing.T, f *fakeSigner) *httptest.Server {
 		Register: func(r grpc.ServiceRegistrar) {
 			dkimv1.RegisterSignerServer(r, f)
 			dkimv1.RegisterCallersServer(r, f)
+		},
+		Signing: func() error {
+			if f.cold {
+				return errors.New("not loaded yet")
+			}
+			return nil
 		},
 		Logger: slog.New(slog.DiscardHandler),
 	})
@@ -272,6 +280,19 @@ func TestVaultKey(t *testing.T) {
 			if m, _ := at(doc, "data", "metadata").(map[string]any); !slices.Contains(slices.Collect(maps.Keys(m)), name) {
 				t.Errorf("%s: no %s in metadata", path, name)
 			}
+		}
+	}
+}
+
+// Before dkimd has listed what signs a balancer is told to ask another one.
+func TestVaultHealth(t *testing.T) {
+	f := newFakeSigner(t)
+	server := serveVault(t, f)
+	for _, cold := range []bool{true, false} {
+		f.cold = cold
+		code, doc := ask(t, server, "GET", "/vault/v1/sys/health")
+		if want := map[bool]int{true: http.StatusServiceUnavailable, false: http.StatusOK}[cold]; code != want || doc["sealed"] != cold {
+			t.Errorf("not loaded %t: %d %v, want %d", cold, code, doc, want)
 		}
 	}
 }

@@ -70,7 +70,8 @@ type View struct {
 	number map[string]uint32
 
 	loaded    atomic.Bool
-	confirmed atomic.Int64 // when what is here was last known to be all, Unix nanoseconds
+	failed    atomic.Pointer[error] // why the last attempt to load failed; nil while one gets on
+	confirmed atomic.Int64          // when what is here was last known to be all, Unix nanoseconds
 	domains   atomic.Int64
 
 	write   sync.Mutex // held by who changes anything
@@ -101,6 +102,18 @@ func New(o Options) *View {
 // Loaded reports whether the View can answer.
 func (v *View) Loaded() bool { return v.loaded.Load() }
 
+// Ready returns nil when the View has been loaded once, and until then an error that wraps
+// ErrNotLoaded and says how far it is.
+func (v *View) Ready() error {
+	if v.loaded.Load() {
+		return nil
+	}
+	if err := v.failed.Load(); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotLoaded, *err)
+	}
+	return fmt.Errorf("%w: %d domains so far", ErrNotLoaded, v.domains.Load())
+}
+
 // Confirmed is when all that the View holds was last known to be what the store
 // holds; zero before it was loaded.
 func (v *View) Confirmed() time.Time {
@@ -113,13 +126,16 @@ func (v *View) Confirmed() time.Time {
 
 // Stats is what a View holds.
 type Stats struct {
-	Domains int64
+	Domains int64 // 0 until it is loaded
 	Octets  int64 // of their records
 }
 
 // Stats counts.
 func (v *View) Stats() Stats {
-	s := Stats{Domains: v.domains.Load()}
+	var s Stats
+	if v.loaded.Load() {
+		s.Domains = v.domains.Load()
+	}
 	for i := range v.shards {
 		sh := &v.shards[i]
 		sh.mu.RLock()
@@ -321,7 +337,9 @@ func (v *View) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		var err error
 		if !listed {
-			pos, err = v.load(ctx)
+			if pos, err = v.load(ctx); err != nil {
+				v.failed.Store(&err)
+			}
 			listed = err == nil
 		}
 		if listed {
@@ -353,6 +371,7 @@ func (v *View) load(ctx context.Context) (keystore.SigningPosition, error) {
 	if err := v.readZones(ctx); err != nil {
 		return keystore.SigningPosition{}, err
 	}
+	v.failed.Store(nil)
 	v.write.Lock()
 	v.seen ^= domainSeen | statusSeen
 	v.write.Unlock()

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -102,6 +103,56 @@ func TestResolve(t *testing.T) {
 	if _, err := f.view.Resolve("acme", spamtrap); !errors.Is(err, keystore.ErrBrandNotFound) {
 		t.Errorf("after the deletion of its brand: %v", err)
 	}
+}
+
+// Until all was listed once it is not ready, says how far it is or why it gets no
+// further, and counts nothing; when the store goes away later it stays ready.
+func TestReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.brand("acme", rotation.ModePerDomain)
+		f.customer("acme", spamtrap)
+		listed, rest := make(chan struct{}), make(chan struct{})
+		f.generate = func(func(keystore.SigningChange) error) error {
+			close(listed)
+			<-rest
+			return nil
+		}
+		notReady := func(why string) {
+			t.Helper()
+			if err := f.view.Ready(); !errors.Is(err, ErrNotLoaded) || err.Error() != ErrNotLoaded.Error()+": "+why {
+				t.Errorf("ready: %v, want that it is not: %s", err, why)
+			}
+			if n := f.view.Stats().Domains; n != 0 || f.view.Loaded() {
+				t.Errorf("it counts %d domains before it is loaded", n)
+			}
+		}
+		notReady("0 domains so far")
+		f.down = errors.New("etcd is away")
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = f.view.Run(ctx) }()
+		time.Sleep(time.Minute)
+		notReady("etcd is away")
+
+		f.source.mu.Lock()
+		f.down = nil
+		f.source.mu.Unlock()
+		<-listed
+		notReady("2 domains so far") // that of the brand's default key, and the customer's
+		close(rest)
+		<-f.watched
+		f.source.mu.Lock()
+		f.down = errors.New("etcd is away")
+		f.source.mu.Unlock()
+		f.broken <- keystore.ErrCompacted
+		time.Sleep(time.Minute)
+		if err := f.view.Ready(); err != nil || f.view.Stats().Domains != 2 {
+			t.Errorf("loaded, and the store went away: %v, %d domains", err, f.view.Stats().Domains)
+		}
+		cancel()
+		<-done
+	})
 }
 
 // What the View answers is what rotation says of what is stored.

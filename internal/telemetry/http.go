@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,7 +33,9 @@ type Check struct {
 //   - /metrics: the metrics of gatherer.
 //   - /healthz: 200 as long as the process answers.
 //   - /readyz: 200 when all checks hold, else 503. The body has a line for
-//     each check, "etcd: ok" or "etcd: " and why not.
+//     each check, "etcd: ok" or "etcd: " and why not. With ?exclude=NAME, which may
+//     be there more than once, it is asked without that check; 400 if there is none of
+//     that name.
 //
 // Failures to gather metrics go to logger.
 func NewHandler(gatherer prometheus.Gatherer, checks []Check, logger *slog.Logger) http.Handler {
@@ -46,6 +49,15 @@ func NewHandler(gatherer prometheus.Gatherer, checks []Check, logger *slog.Logge
 		write(w, http.StatusOK, []byte("ok\n"))
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		checks := checks
+		for _, name := range r.URL.Query()["exclude"] {
+			named := func(c Check) bool { return c.Name == name }
+			if !slices.ContainsFunc(checks, named) {
+				write(w, http.StatusBadRequest, []byte("exclude: there is no check of that name\n"))
+				return
+			}
+			checks = slices.DeleteFunc(slices.Clone(checks), named)
+		}
 		status := http.StatusOK
 		var body bytes.Buffer
 		for i, err := range run(r.Context(), checks) {

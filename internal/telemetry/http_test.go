@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -60,6 +61,21 @@ func TestReady(t *testing.T) {
 				t.Errorf("GET /healthz = %d %q, want 200 whatever the checks say", status, body)
 			}
 		})
+	}
+}
+
+func TestReadyWithout(t *testing.T) {
+	h := telemetry.NewHandler(prometheus.NewRegistry(), []telemetry.Check{{"etcd", fails("gone")}, {"audit log", fails("full")}, {"dns", holds}}, discard)
+	for query, want := range map[string]string{
+		"exclude=etcd":                     "503 audit log: full\ndns: ok\n",
+		"exclude=etcd&exclude=audit%20log": "200 dns: ok\n",
+		"exclude=dns":                      "503 etcd: gone\naudit log: full\n",
+		"exclude=dsn":                      "400 exclude: there is no check of that name\n",
+		"":                                 "503 etcd: gone\naudit log: full\ndns: ok\n",
+	} {
+		if status, body, _ := ask(h, http.MethodGet, "/readyz?"+query); fmt.Sprintf("%d %s", status, body) != want {
+			t.Errorf("/readyz?%s = %d %q, want %q", query, status, body, want)
+		}
 	}
 }
 

@@ -65,8 +65,17 @@ func TestCluster(t *testing.T) {
 	in.dkimd[0].launch(t)
 	wrong := in.newDkimd(t, "dkimd3", in.etcd.PKI.KEK(t))
 	wrong.launch(t)
-	in.dkimd[0].waitUnready(t, "etcd: ")
+	in.dkimd[0].waitUnready(t, "\nsigning: what signs is not loaded yet: ")
 	wrong.waitUnready(t, "etcd: ")
+	vault := &http.Client{Transport: &http.Transport{TLSClientConfig: trusting(t, in.admin.CA), DisableKeepAlives: true}}
+	resp, err := vault.Get("https://" + in.dkimd[0].http + "/vault/v1/sys/health")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("health of the Vault of one that has not listed what signs: %s, want 503", resp.Status)
+	}
 
 	// All is there again: what was away catches up, and the serials agree.
 	for i := range in.etcd.Members {
@@ -176,6 +185,9 @@ func checkWithoutEtcd(t *testing.T, in *installation) {
 		t.Errorf("a change without etcd took %v to fail", d)
 	}
 	in.dkimd[1].waitUnready(t, "etcd: ")
+	if _, body, err := get(t, "http://"+in.dkimd[1].metrics+"/readyz"); err != nil || !strings.Contains(body, "\nsigning: ok\n") {
+		t.Errorf("one that knows what signs no longer says so: %q, %v", body, err)
+	}
 
 	// A node that is restarted answers from its file.
 	n.Kill()
