@@ -89,8 +89,8 @@ type Options struct {
 	// Holds is for a registered signer whose mail is signed by somebody else, with
 	// keys of PrivateKeys. It says which keys of a domain, by its name
 	// brands/{brand}/domains/{domain}, can sign there, with when they last may have;
-	// zero: never. What it says is reported when Client.Held is called and at no
-	// other time. It must be safe for concurrent use. Nil: this client signs.
+	// zero: never. What it says is reported when Client.Held is called, and once more
+	// some minutes after that. It must be safe for concurrent use. Nil: this client signs.
 	Holds func(domain string) map[string]time.Time
 
 	// Timeout is how long a call to dkimd may take. Default 5 s.
@@ -99,7 +99,8 @@ type Options struct {
 	// Local and Register all keys are. Default 100 000.
 	CacheSize int
 	// ReportInterval is how often a registered signer reports, with up to 20 %
-	// more or less. Default 1 minute.
+	// more or less. Keys to be held that others replaced are reported within a second, and once
+	// more with the first report 150 seconds later. Default 1 minute.
 	ReportInterval time.Duration
 	// Logger says what goes on in the background. Default: nothing.
 	Logger *slog.Logger
@@ -180,6 +181,9 @@ func New(o Options) (*Client, error) {
 	}
 	if o.Watch {
 		c.picture = newPicture()
+		if o.Register != nil && o.Holds == nil {
+			c.picture.changed = make(map[string]struct{})
+		}
 		c.group.Go(c.watch)
 	} else {
 		c.cache = newCache(o.CacheSize)

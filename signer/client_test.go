@@ -247,22 +247,7 @@ func TestReport(t *testing.T) {
 			if err := sign(keysOf(t, c, "spamtrap.dk").Keys[0]); err != nil {
 				t.Fatal(err)
 			}
-			said := func() map[string]bool {
-				d.mu.Lock()
-				defer d.mu.Unlock()
-				last := make(map[string]bool) // key: whether it signed
-				for _, u := range d.uses {
-					for _, use := range u.GetDomains() {
-						if use.GetDomain() == spamtrap {
-							clear(last)
-							for _, k := range use.GetKeys() {
-								last[k.GetKey()] = k.GetLastUseTime() != nil
-							}
-						}
-					}
-				}
-				return last
-			}
+			said := func() map[string]bool { return d.heldLast(spamtrap) }
 			await(t, "the report", func() bool {
 				s := said()
 				held, there := s[standby.GetKey()]

@@ -14,3 +14,6 @@ func AwaitQueued(c *Client) {
 		runtime.Gosched()
 	}
 }
+
+// SettleAfter is when a change is reported once more.
+const SettleAfter = settleAfter

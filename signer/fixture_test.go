@@ -155,6 +155,32 @@ func rejection(code codes.Code, reason string) error {
 	return st.Err()
 }
 
+// heldLast is what a signer reported last of a domain: keys, with whether they signed.
+// It is nil if there was no report.
+func (d *dkimd) heldLast(domain string) map[string]bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var held map[string]bool
+	for _, u := range d.uses {
+		for _, use := range u.GetDomains() {
+			if use.GetDomain() == domain {
+				held = make(map[string]bool)
+				for _, k := range use.GetKeys() {
+					held[k.GetKey()] = k.GetLastUseTime() != nil
+				}
+			}
+		}
+	}
+	return held
+}
+
+// forgetReports forgets what was reported so far.
+func (d *dkimd) forgetReports() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.uses = nil
+}
+
 // enter begins a call, with the lock held.
 func (d *dkimd) enter(method string) error {
 	d.mu.Lock()
@@ -270,6 +296,9 @@ func (d *dkimd) ReportUse(_ context.Context, req *dkimv1.ReportUseRequest) (*dki
 	return &dkimv1.ReportUseResponse{}, nil
 }
 
+// isOwn reports whether a domain is a brand's own, of which a watch does not tell.
+func isOwn(name string) bool { return strings.HasSuffix(name, ".keys.example.net") }
+
 // entry is a domain as a watch tells of it. The lock is held.
 func (d *dkimd) entry(name string) *dkimv1.SigningDomain {
 	keys, ok := d.active[name]
@@ -289,7 +318,7 @@ func (d *dkimd) WatchSigningKeys(req *dkimv1.WatchSigningKeysRequest, stream grp
 		d.calls["Snapshot"]++
 		resp := &dkimv1.WatchSigningKeysResponse{Snapshot: true, Brands: []*dkimv1.SigningBrand{{Name: "brands/acme", DefaultKeys: d.active[own], HoldDuration: durationpb.New(d.hold)}}}
 		for name := range d.active {
-			if name != own {
+			if !isOwn(name) {
 				resp.Domains = append(resp.Domains, d.entry(name))
 			}
 		}
@@ -310,7 +339,7 @@ func (d *dkimd) WatchSigningKeys(req *dkimv1.WatchSigningKeysRequest, stream grp
 		}
 		resp := &dkimv1.WatchSigningKeysResponse{ResumeToken: fmt.Sprintf("at%d", len(d.log)), Age: durationpb.New(0)}
 		for ; at < len(d.log); at++ {
-			if name := d.log[at]; name != "" && name != own {
+			if name := d.log[at]; name != "" && !isOwn(name) {
 				resp.Domains = append(resp.Domains, d.entry(name))
 			}
 		}

@@ -178,8 +178,8 @@ func (c *Client) privateKeys(ctx context.Context, names []string) ([]PrivateKey,
 }
 
 // Held says that Options.Holds says something new of domains, of the form
-// brands/{brand}/domains/{domain}. It is reported within about a second, and again
-// until dkimd took it.
+// brands/{brand}/domains/{domain}. It is reported within about a second, again
+// until dkimd took it, and once more some minutes later.
 func (c *Client) Held(domains ...string) {
 	if c.used == nil || c.o.Holds == nil {
 		return
@@ -187,6 +187,6 @@ func (c *Client) Held(domains ...string) {
 	c.used.mu.Lock()
 	defer c.used.mu.Unlock()
 	for _, d := range domains {
-		c.used.used[d] = struct{}{}
+		c.used.mark(d, true)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,15 +29,30 @@ const (
 // as long after it was replaced.
 const forgetAfter = 400 * 24 * time.Hour
 
-// usage is when each key last signed here.
+// settleAfter is how long after a change a domain is reported once more, if it does not
+// come up by itself. dkimd takes a signer to know of a switch by a report of more than a minute
+// later, and the clocks of two dkimds may be a minute apart. Who signs nothing would else not
+// be heard of again, and the old key stay published.
+const settleAfter = 150 * time.Second
+
+// usage is when each key last signed here, and what is to be reported.
 type usage struct {
 	mu   sync.Mutex
 	last map[string]map[string]time.Time // by name of the domain that has it, and its own
-	used map[string]struct{}             // names of the domains with keys that signed since the last report
+	// dirty are the names of domains to be reported: those with keys that signed since the last report, and
+	// (true) those with others to be held, which are reported once more later.
+	dirty map[string]bool
+	again []settling // those, the earliest first
+}
+
+// settling is a domain that is to be reported once more.
+type settling struct {
+	owner string
+	at    time.Time
 }
 
 func newUsage() *usage {
-	return &usage{last: make(map[string]map[string]time.Time), used: make(map[string]struct{})}
+	return &usage{last: make(map[string]map[string]time.Time), dirty: make(map[string]bool)}
 }
 
 // note notes a signature. A nil usage notes nothing.
@@ -51,7 +67,36 @@ func (u *usage) note(key string, at time.Time) {
 		u.last[owner] = make(map[string]time.Time)
 	}
 	u.last[owner][key] = at
-	u.used[owner] = struct{}{}
+	u.mark(owner, false)
+}
+
+// mark has a domain reported, once more later if it has changed. The lock is held.
+func (u *usage) mark(owner string, changed bool) { u.dirty[owner] = u.dirty[owner] || changed }
+
+// settled takes what is to be reported once more now.
+func (u *usage) settled(now time.Time) []settling {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := 0
+	for n < len(u.again) && !u.again[n].at.After(now) {
+		n++
+	}
+	due := u.again[:n:n]
+	if u.again = u.again[n:]; len(u.again) == 0 {
+		u.again = nil
+	}
+	return due
+}
+
+// reported notes when to report domains once more, of those that were reported now.
+func (u *usage) reported(owners []string, dirty map[string]bool, now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, o := range owners {
+		if dirty[o] {
+			u.again = append(u.again, settling{o, now.Add(settleAfter)})
+		}
+	}
 }
 
 // ownerOf is the name of the domain that has a key.
@@ -71,15 +116,6 @@ func (u *usage) of(owner string, now time.Time) map[string]time.Time {
 // report keeps the registration alive and reports, until the Client is closed, and
 // once more then.
 func (c *Client) report() {
-	p := c.picture
-	if c.o.Holds == nil {
-		p.mu.Lock()
-		p.changed = make(map[string]struct{})
-		for _, d := range p.domains {
-			p.changed[d.GetName()] = struct{}{}
-		}
-		p.mu.Unlock()
-	}
 	registered := false
 	var wait backoff
 	for {
@@ -133,7 +169,7 @@ func (c *Client) pause(d time.Duration, early bool) bool {
 		c.picture.mu.RUnlock()
 		if c.o.Holds != nil {
 			c.used.mu.Lock()
-			n += len(c.used.used)
+			n += len(c.used.dirty)
 			c.used.mu.Unlock()
 		}
 		if n > 0 {
@@ -162,54 +198,62 @@ func (c *Client) register(ctx context.Context) error {
 // reportOnce reports what changed and what was used, in as many calls as it takes,
 // one at least.
 func (c *Client) reportOnce(ctx context.Context) error {
-	owners := c.takeDirty()
+	dirty := c.takeDirty()
+	owners := slices.Collect(maps.Keys(dirty))
 	for first := true; first || len(owners) > 0; first = false {
 		n := min(len(owners), reportBatch)
 		if err := c.reportBatch(ctx, owners[:n]); err != nil {
-			c.putBack(owners)
+			c.used.mu.Lock()
+			defer c.used.mu.Unlock()
+			for _, o := range owners {
+				c.used.mark(o, dirty[o])
+			}
 			return err
 		}
+		c.used.reported(owners[:n], dirty, c.now())
 		owners = owners[n:]
 	}
 	return nil
 }
 
-// takeDirty are the domains that are to be reported.
-func (c *Client) takeDirty() []string {
-	dirty := make(map[string]struct{})
+// takeDirty are the domains that are to be reported, with whether they have changed.
+func (c *Client) takeDirty() map[string]bool {
+	changed := make(map[string]bool)
+	add := func(lists ...[]*dkimv1.SigningKey) {
+		for _, keys := range lists {
+			for _, k := range keys {
+				changed[ownerOf(k.GetKey())] = true
+			}
+		}
+	}
 	p := c.picture
 	p.mu.Lock()
 	for name := range p.changed {
-		if strings.Contains(name, "/domains/") {
-			dirty[name] = struct{}{}
+		brand, domain := cutName(name)
+		if domain == "" {
+			b := p.brands[brand]
+			add(b.GetDefaultKeys(), b.GetStandbyKeys())
 			continue
 		}
-		b := p.brands[strings.TrimPrefix(name, "brands/")]
-		for _, k := range append(append([]*dkimv1.SigningKey(nil), b.GetDefaultKeys()...), b.GetStandbyKeys()...) {
-			dirty[ownerOf(k.GetKey())] = struct{}{}
+		changed[name] = true
+		if d := p.domains[domain]; d.GetName() == name {
+			add(d.GetKeys()) // which may be shared, of a domain of the brand's own
 		}
 	}
 	clear(p.changed)
 	p.mu.Unlock()
-	c.used.mu.Lock()
-	for owner := range c.used.used {
-		dirty[owner] = struct{}{}
-	}
-	clear(c.used.used)
-	c.used.mu.Unlock()
-	owners := make([]string, 0, len(dirty))
-	for owner := range dirty {
-		owners = append(owners, owner)
-	}
-	return owners
-}
-
-func (c *Client) putBack(owners []string) {
+	due := c.used.settled(c.now())
 	c.used.mu.Lock()
 	defer c.used.mu.Unlock()
-	for _, o := range owners {
-		c.used.used[o] = struct{}{}
+	for _, s := range due { // unless one has changed once more, this is the end of it
+		c.used.mark(s.owner, false)
 	}
+	for owner := range changed {
+		c.used.mark(owner, true)
+	}
+	dirty := c.used.dirty
+	c.used.dirty = make(map[string]bool)
+	return dirty
 }
 
 func (c *Client) reportBatch(ctx context.Context, owners []string) error {
@@ -279,15 +323,22 @@ func (c *Client) held(owners []string) map[string]map[string]struct{} {
 	p := c.picture
 	p.mu.RLock()
 	defer p.mu.RUnlock()
+	own := false // some are of a brand itself
 	for _, o := range owners {
-		_, name := cutName(o)
+		brand, name := cutName(o)
 		if d := p.domains[name]; d.GetName() == o {
 			add(d.GetKeys())
 			add(d.GetStandbyKeys())
+		} else {
+			own = true
 		}
-		brand, _ := cutName(o)
 		add(p.brands[brand].GetDefaultKeys())
 		add(p.brands[brand].GetStandbyKeys())
+	}
+	if own { // a shared key that signs is named by those only whom it signs for
+		for _, d := range p.domains {
+			add(d.GetKeys())
+		}
 	}
 	return held
 }
