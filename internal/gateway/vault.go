@@ -5,12 +5,15 @@ import (
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net/http"
 	"slices"
 	"strings"
@@ -162,6 +165,7 @@ func (v vault) domain(w http.ResponseWriter, r *http.Request, p vaultPath) {
 		vaultFailure(w, err)
 		return
 	}
+	defer clearKeys(found)
 	now := time.Now()
 	selectors := []vaultSelector{}
 	for _, k := range found {
@@ -179,29 +183,55 @@ func (v vault) domain(w http.ResponseWriter, r *http.Request, p vaultPath) {
 }
 
 // set fills in the key. Of the forms that rspamd reads, these are read by all its
-// versions.
+// versions. The key is one that dkimd has made or looked at: nothing but what the answer
+// needs is computed of it, as validating an RSA key takes longer than all else here.
 func (s *vaultSelector) set(der []byte) error {
-	private, err := x509.ParsePKCS8PrivateKey(der)
-	if err != nil {
+	var outer struct {
+		Version   int
+		Algorithm pkix.AlgorithmIdentifier
+		Private   []byte
+	}
+	if rest, err := asn1.Unmarshal(der, &outer); err != nil || len(rest) > 0 {
 		return errors.New("a private key is damaged")
 	}
-	switch k := private.(type) {
-	case *rsa.PrivateKey:
-		public, err := x509.MarshalPKIXPublicKey(&k.PublicKey)
+	defer clear(outer.Private)
+	switch algorithm := outer.Algorithm.Algorithm; {
+	case algorithm.Equal(oidRSA):
+		var inner struct { // the beginning of RSAPrivateKey (RFC 8017 §A.1.2)
+			Version int
+			N       *big.Int
+			E       int
+		}
+		if rest, err := asn1.Unmarshal(outer.Private, &inner); err != nil || len(rest) > 0 {
+			return errors.New("a private key is damaged")
+		}
+		s.Algorithm, s.Bits, s.Key = "rsa", inner.N.BitLen(), toPEM(der)
+		spki, err := x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: inner.N, E: inner.E})
 		if err != nil {
 			return fmt.Errorf("public key: %w", err)
 		}
-		s.Algorithm, s.Bits = "rsa", k.N.BitLen()
-		s.Key, s.PublicKey = toPEM(der), base64.StdEncoding.EncodeToString(public)
-	case ed25519.PrivateKey:
-		public, _ := k.Public().(ed25519.PublicKey)
-		s.Algorithm, s.Bits = "ed25519", 8*ed25519.SeedSize
-		s.Key, s.PublicKey = seedText(k.Seed()), base64.StdEncoding.EncodeToString(public)
+		s.PublicKey = base64.StdEncoding.EncodeToString(spki)
+	case algorithm.Equal(oidEd25519):
+		var seed []byte
+		if rest, err := asn1.Unmarshal(outer.Private, &seed); err != nil || len(rest) > 0 || len(seed) != ed25519.SeedSize {
+			return errors.New("a private key is damaged")
+		}
+		defer clear(seed)
+		key := ed25519.NewKeyFromSeed(seed)
+		defer clear(key)
+		s.Algorithm, s.Bits, s.Key = "ed25519", 8*ed25519.SeedSize, seedText(seed)
+		s.PublicKey = base64.StdEncoding.EncodeToString(key[ed25519.SeedSize:])
 	default:
 		return errors.New("a private key is of a kind that does not sign mail")
 	}
 	return nil
 }
+
+// As RFC 8017 §A.1 and RFC 8410 §3 have them.
+var (
+	oidRSA     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
+	oidEd25519 = asn1.ObjectIdentifier{1, 3, 101, 112}
+)
 
 // seedText is a seed as rspamd reads it. It does not decode what begins with a slash,
 // which may be a file's name, but signs nothing and logs it; and it skips a space.
@@ -231,6 +261,7 @@ func (v vault) key(w http.ResponseWriter, r *http.Request, p vaultPath) {
 		vaultError(w, http.StatusNotFound)
 		return
 	}
+	defer clearKeys(found)
 	text := toPEM(found[0].private)
 	writeVault(w, p.second, map[string]any{"key": text, "selector": found[0].signing.GetSelector(), "domain": found[0].signing.GetDomain()})
 }
@@ -239,6 +270,13 @@ func (v vault) key(w http.ResponseWriter, r *http.Request, p vaultPath) {
 type vaultKey struct {
 	signing *dkimv1.SigningKey
 	private []byte // PKCS #8
+}
+
+// clearKeys overwrites private keys, as far as they are not part of an answer.
+func clearKeys(keys []vaultKey) {
+	for _, k := range keys {
+		clear(k.private)
+	}
 }
 
 // keys returns those of the keys which sign for a domain that wanted says, and
@@ -263,6 +301,7 @@ func (v vault) keys(ctx context.Context, domain string, wanted func(*dkimv1.Sign
 		if len(found) == len(signing) || !again {
 			return found, answer.GetHoldDuration().AsDuration(), nil
 		}
+		clearKeys(found)
 	}
 }
 
