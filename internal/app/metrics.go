@@ -12,6 +12,7 @@ import (
 
 	"github.com/dkimzone/dkimzone/internal/keygen"
 	"github.com/dkimzone/dkimzone/internal/keypair"
+	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
 
 var (
@@ -22,8 +23,8 @@ var (
 
 	callSeconds = promauto.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: "dkimd", Subsystem: "grpc", Name: "call_duration_seconds",
-		Help:    "Time that unary gRPC calls took, by method.",
-		Buckets: []float64{.001, .0025, .005, .01, .02, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		Help:    "Time that unary gRPC calls took, REST and the Vault endpoint included, by method.",
+		Buckets: telemetry.CallBuckets(),
 	}, []string{"method"})
 )
 

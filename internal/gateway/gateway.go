@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -105,6 +106,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	isVault := strings.HasPrefix(r.URL.Path, vaultPrefix)
 	if isVault {
+		began := time.Now()
+		defer func() { vaultSeconds.Observe(time.Since(began).Seconds()) }()
 		var err error
 		if r, err = vaultRequest(r); err != nil {
 			vaultFailure(out, err)

@@ -73,7 +73,7 @@ func (s *signing) benchMilter(b *testing.B) {
 					for range workers {
 						sessions = append(sessions, connect(b, address))
 					}
-					report(b, "messages", 1, workers, processes, func(w int) error {
+					report(b, "messages", 1, workers, processes, nil, func(w int) error {
 						_, err := filter(sessions[w], text)
 						return err
 					})

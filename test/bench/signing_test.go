@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -56,6 +57,7 @@ func BenchmarkSigning(b *testing.B) {
 		b.ReportMetric(statusMiB(b, s.dkimd.PID(), "VmRSS:"), "MiB")
 		b.ReportMetric(statusMiB(b, s.dkimd.PID(), "VmHWM:"), "MiB-peak")
 	})
+	b.Run("idle", s.benchIdle)
 	b.Run("resolve", s.benchResolve)
 	b.Run("vault", s.benchVault)
 	b.Run("sign", s.benchSign)
@@ -82,6 +84,59 @@ func (s *signing) metric(b *testing.B, name string) float64 {
 		b.Fatal(err)
 	}
 	return v
+}
+
+// served is what a histogram of dkimd says of the calls so far: how many took a bound
+// at most, by that in seconds.
+type served []struct{ bound, calls float64 }
+
+// served reads a histogram, of one of dkimd's methods if it is given.
+func (s *signing) served(b *testing.B, name, method string) served {
+	b.Helper()
+	body, err := get("http://" + s.metrics + "/metrics")
+	if err != nil {
+		b.Fatal(err)
+	}
+	labels := ""
+	if method != "" {
+		labels = `method="` + method + `",`
+	}
+	var t served
+	line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name+"_bucket{"+labels) + `le="([^"]+)"} (\S+)$`)
+	for _, m := range line.FindAllSubmatch(body, -1) {
+		bound, err := strconv.ParseFloat(string(m[1]), 64)
+		calls, err2 := strconv.ParseFloat(string(m[2]), 64)
+		if err := errors.Join(err, err2); err != nil {
+			b.Fatal(err)
+		}
+		t = append(t, struct{ bound, calls float64 }{bound, calls})
+	}
+	return t
+}
+
+// quantile is how long that part of the calls since before took at most, as if those
+// between two bounds were spread evenly.
+func (t served) quantile(b *testing.B, before served, part float64) time.Duration {
+	b.Helper()
+	since := func(i int) float64 {
+		if len(before) == 0 { // there was none yet
+			return t[i].calls
+		}
+		return t[i].calls - before[i].calls
+	}
+	if len(t) == 0 || since(len(t)-1) == 0 {
+		b.Fatal("dkimd has counted no calls")
+	}
+	lower, below := 0.0, 0.0
+	for i := range t {
+		if n := since(i); n >= part*since(len(t)-1) && !math.IsInf(t[i].bound, 1) {
+			seconds := lower + (t[i].bound-lower)*(part*since(len(t)-1)-below)/(n-below)
+			return time.Duration(seconds * float64(time.Second))
+		}
+		lower, below = t[i].bound, since(i)
+	}
+	b.Fatal("calls took longer than the histogram tells apart")
+	return 0
 }
 
 // load has so many workers ask one question after the other, all that they can, or at a
@@ -123,9 +178,9 @@ func load(b *testing.B, workers int, rate float64, ask func(worker int) error) (
 	return float64(len(took)) / time.Since(begin).Seconds(), took
 }
 
-// report measures at full load, and the times of answers at half of it; and what each
-// process used for one.
-func report(b *testing.B, unit string, each float64, workers int, processes map[string]int, ask func(worker int) error) {
+// report measures at full load, and the times of answers at half of it, as the caller
+// sees them and by what dkimd counted, if that is given; and what each process used for one.
+func report(b *testing.B, unit string, each float64, workers int, processes map[string]int, counted func() served, ask func(worker int) error) {
 	b.Helper()
 	for w := range workers { // connections are made, and what is remembered is
 		if err := ask(w); err != nil {
@@ -141,7 +196,16 @@ func report(b *testing.B, unit string, each float64, workers int, processes map[
 	for name, pid := range processes {
 		b.ReportMetric(float64((cpuTime(b, pid)-before[name]).Nanoseconds())/1000/float64(len(took))/each, "µs-"+name)
 	}
+	var first served
+	if counted != nil {
+		first = counted()
+	}
 	_, took = load(b, workers, perSecond/2, ask)
+	if counted != nil {
+		last := counted()
+		b.ReportMetric(float64(last.quantile(b, first, .5).Nanoseconds())/1000, "µs-p50-half-dkimd")
+		b.ReportMetric(float64(last.quantile(b, first, .99).Nanoseconds())/1000, "µs-p99-half-dkimd")
+	}
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-p50-half")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs-p99-half")
 	b.ReportMetric(0, "ns/op")
@@ -162,13 +226,32 @@ func (s *signing) clients(b *testing.B, n int) []dkimv1.SignerClient {
 	return clients
 }
 
+// calls reads how long calls of a method took.
+func (s *signing) calls(b *testing.B, method string) func() served {
+	return func() served { return s.served(b, "dkimd_grpc_call_duration_seconds", method) }
+}
+
 func (s *signing) processes() map[string]int {
 	return map[string]int{"dkimd": s.dkimd.PID(), "etcd": s.etcd.PID()}
 }
 
+// benchIdle measures what dkimd and etcd use while nobody asks anything.
+func (s *signing) benchIdle(b *testing.B) {
+	before := make(map[string]time.Duration)
+	for name, pid := range s.processes() {
+		before[name] = cpuTime(b, pid)
+	}
+	begin := time.Now()
+	time.Sleep(measureFor) // what is measured is a span
+	for name, pid := range s.processes() {
+		b.ReportMetric(float64((cpuTime(b, pid)-before[name]).Milliseconds())/time.Since(begin).Seconds(), "ms/s-"+name)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
 func (s *signing) benchResolve(b *testing.B) {
 	clients := s.clients(b, 4)
-	report(b, "requests", 1, 16, s.processes(), func(w int) error {
+	report(b, "requests", 1, 16, s.processes(), s.calls(b, dkimv1.Signer_ResolveSigningKeys_FullMethodName), func(w int) error {
 		resp, err := clients[w%4].ResolveSigningKeys(context.Background(), &dkimv1.ResolveSigningKeysRequest{
 			Name: "brands/-/domains/" + edDomain(rand.IntN(*signingDomains)),
 		})
@@ -184,12 +267,14 @@ func (s *signing) benchVault(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	const workers = 16
+	// Each request waits for the disk, where its line of the audit log goes together with others'.
+	const workers = 64
 	client := &http.Client{Transport: &http.Transport{
 		TLSClientConfig: config, MaxIdleConnsPerHost: workers, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}, // HTTP/1.1
 	}}
 	defer client.CloseIdleConnections()
-	report(b, "requests", 1, workers, s.processes(), func(int) error {
+	counted := func() served { return s.served(b, "dkimd_vault_request_duration_seconds", "") }
+	report(b, "requests", 1, workers, s.processes(), counted, func(int) error {
 		req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, "https://"+s.http+"/vault/v1/dkim/"+edDomain(rand.IntN(*signingDomains)), nil)
 		if err != nil {
 			return err
@@ -223,7 +308,7 @@ func (s *signing) benchSign(b *testing.B) {
 				req.Digests = append(req.Digests, &dkimv1.SignRequest_Digest{Key: resp.GetKeys()[0].GetKey(), Digest: digest[:]})
 			}
 			b.Run(fmt.Sprintf("%s/batch=%d", algorithm, n), func(b *testing.B) {
-				report(b, "signatures", float64(n), max(4, 16/n), s.processes(), func(w int) error {
+				report(b, "signatures", float64(n), max(4, 16/n), s.processes(), s.calls(b, dkimv1.Signer_Sign_FullMethodName), func(w int) error {
 					resp, err := clients[w%4].Sign(context.Background(), req)
 					if err == nil && len(resp.GetResults()[0].GetSignature()) == 0 {
 						err = fmt.Errorf("%v", resp)
