@@ -23,6 +23,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/authn"
 	"github.com/dkimzone/dkimzone/internal/authz"
 	"github.com/dkimzone/dkimzone/internal/gateway"
+	"github.com/dkimzone/dkimzone/internal/limit"
 	"github.com/dkimzone/dkimzone/internal/service"
 	"github.com/dkimzone/dkimzone/internal/telemetry"
 )
@@ -35,6 +36,9 @@ const (
 	maxHeader = 32 << 10
 	// maxStreams bounds the calls in flight on one connection.
 	maxStreams = 1000
+	// maxSlow is how many gRPC requests may take longer than slowAfter to arrive.
+	maxSlow   = 128
+	slowAfter = time.Second
 	// healthInterval is how often the gRPC health status is looked at.
 	healthInterval = 5 * time.Second
 )
@@ -62,7 +66,9 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 	}
 	// REST goes through the same interceptors: see package gateway.
 	unary, stream := append(s.unary(b), unary...), s.stream(b)
+	arrivals := limit.NewArrivals(maxSlow, slowAfter)
 	s.grpc = grpc.NewServer(
+		grpc.InTapHandle(arrivals.Tap),
 		grpc.Creds(credentials.NewTLS(tlsConfig)),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -70,8 +76,8 @@ func newServers(bound *listeners, tlsConfig *tls.Config, b *backend, checks []te
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxHeaderListSize(maxHeader),
-		grpc.ChainUnaryInterceptor(unary...),
-		grpc.ChainStreamInterceptor(stream...),
+		grpc.ChainUnaryInterceptor(append([]grpc.UnaryServerInterceptor{arrivals.Unary}, unary...)...),
+		grpc.ChainStreamInterceptor(append([]grpc.StreamServerInterceptor{arrivals.Stream}, stream...)...),
 	)
 	b.register(s.grpc)
 	s.health = health.NewServer()

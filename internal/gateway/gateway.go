@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/internal/limit"
 )
 
 // Options says what a gateway hands its requests to.
@@ -60,7 +61,7 @@ func New(o Options) (http.Handler, error) {
 	}
 	api := dkimv1.NewKeyManagementClient(conn)
 	return &handler{
-		v1: v1, description: doc, logger: o.Logger,
+		v1: v1, description: doc, logger: o.Logger, arrivals: limit.NewArrivals(maxSlow, slowAfter),
 		cloud: cloudAPI{api}, records: dnsRecords{api, dkimv1.NewCallersClient(conn)},
 		vault: vault{dkimv1.NewSignerClient(conn), dkimv1.NewCallersClient(conn), o.Signing},
 	}, nil
@@ -75,6 +76,7 @@ type handler struct {
 	description []byte
 	logger      *slog.Logger
 	origin      http.CrossOriginProtection
+	arrivals    *limit.Arrivals
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {

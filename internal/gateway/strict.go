@@ -25,6 +25,9 @@ const (
 	// maxDepth bounds how deep objects and arrays of a body lie in one another.
 	// The deepest request of the API has four levels.
 	maxDepth = 32
+	// maxSlow is how many bodies may take longer than slowAfter to arrive.
+	maxSlow   = 64
+	slowAfter = time.Second
 	// writeTimeout bounds how long one write of a reply may wait for its reader.
 	writeTimeout = 30 * time.Second
 	jsonType     = "application/json"
@@ -57,7 +60,7 @@ func (h *handler) strict(w http.ResponseWriter, r *http.Request) (*http.Request,
 	if err := precondition(r, query); err != nil {
 		return nil, err
 	}
-	body, err := readBody(w, r)
+	body, err := h.readBody(w, r)
 	if err != nil {
 		return nil, err
 	}
@@ -151,13 +154,16 @@ func precondition(r *http.Request, query url.Values) error {
 }
 
 // readBody reads the body, which is empty or one JSON object.
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+func (h *handler) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	tooLarge := withHTTP(refuse(codes.ResourceExhausted, "BODY_TOO_LARGE", fmt.Sprintf("body: more than %d octets", maxBody)), http.StatusRequestEntityTooLarge)
 	if r.ContentLength > maxBody {
 		w.Header().Set("Connection", "close")
 		return nil, tooLarge
 	}
+	control := http.NewResponseController(w)
+	arrived := h.arrivals.Begin(func() { _ = control.SetReadDeadline(time.Now()) }) // as if its time were over
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	arrived()
 	if _, over := errors.AsType[*http.MaxBytesError](err); over {
 		return nil, tooLarge
 	}
@@ -168,7 +174,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return nil, refuse(codes.InvalidArgument, "INVALID_BODY", "body: it is not complete")
 	}
 	// The server's limit on the time of a request is for reading it.
-	if err := http.NewResponseController(w).SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return nil, err
 	}
 	if len(body) == 0 {
