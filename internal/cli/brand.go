@@ -80,7 +80,7 @@ func (f *brandFlags) define(c *cobra.Command) {
 	})
 	c.Flags().Int64Var(&f.maxDomains, "max-domains", 0, "how many `domains` of customers it may have; 0: any number")
 	noFiles(c, "max-domains")
-	c.Flags().Var((*onOffFlag)(&f.disclosure), "disclosure", "`on`: make private keys public some time after they are destroyed; off: never (default off)")
+	c.Flags().Var((*onOffFlag)(&f.disclosure), "disclosure", "`on`: make private keys public some time after they are destroyed; off: never")
 	c.Flags().Var(&spanFlag{&f.lag}, "disclosure-lag", "`time` from the destruction of a key until it is disclosed, at least 8d (default 30d)")
 	noFiles(c, "disclosure-lag")
 	complete(c, "disclosure", func(context.Context, string) ([]string, cobra.ShellCompDirective) {

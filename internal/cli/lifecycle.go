@@ -46,18 +46,18 @@ func describe(w io.Writer, d *dkimv1.Domain) error {
 	); err != nil {
 		return err
 	}
-	t := newTable(w)
-	row(t, "")
-	if len(d.GetConditions()) > 0 {
-		row(t, "CONDITION", "ALGORITHM", "STATUS", "REASON", "SINCE", "MESSAGE")
-	}
-	for _, c := range d.GetConditions() {
-		row(t, c.GetType(), groupText(c), strings.TrimPrefix(c.GetStatus().String(), "STATUS_"), c.GetReason(), timeText(c.GetLastTransitionTime()), c.GetMessage())
-	}
-	if err := t.Flush(); err != nil {
+	if _, err := fmt.Fprintln(w); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintln(w); err != nil {
+	t := newTable(w)
+	if len(d.GetConditions()) > 0 {
+		row(t, "CONDITION", "ALGORITHM", "STATUS", "REASON", "SINCE", "MESSAGE")
+		for _, c := range d.GetConditions() {
+			row(t, c.GetType(), groupText(c), strings.TrimPrefix(c.GetStatus().String(), "STATUS_"), c.GetReason(), timeText(c.GetLastTransitionTime()), c.GetMessage())
+		}
+		_, _ = fmt.Fprintln(t) // Flush tells of what fails
+	}
+	if err := t.Flush(); err != nil {
 		return err
 	}
 	t = newTable(w)
