@@ -65,13 +65,13 @@ type Admission struct {
 
 func (a *Admission) add(f *pflag.FlagSet) {
 	f.StringVar(&a.URL, "admission-url", "", "`URL` of a system of yours that is asked whether a brand may have keys for a domain: https://host/path, or grpc://host:port over TLS (default none)")
-	f.DurationVar(&a.Timeout, "admission-timeout", 2*time.Second, "how `long` it may take to answer; without an answer the domain is refused")
+	f.DurationVar(&a.Timeout, "admission-timeout", 2*time.Second, "`time` that it may take to answer; without an answer the domain is refused")
 	f.StringVar(&a.CAFile, "admission-ca", "", "`file` with the CA of its certificate (default those of the system)")
 	f.StringVar(&a.CertFile, "admission-cert", "", "`file` with the client certificate to show to it; read again when it changes")
 	f.StringVar(&a.KeyFile, "admission-key", "", "`file` with its private key")
 	f.StringVar(&a.TokenFile, "admission-token-file", "", "`file` with a bearer token to send to it; read for each question")
-	f.IntVar(&a.Concurrency, "admission-concurrency", 64, "how `many` questions may be under way at a time")
-	f.DurationVar(&a.Remember, "admission-remember", 10*time.Second, "how `long` an admission is remembered; 0: not at all")
+	f.IntVar(&a.Concurrency, "admission-concurrency", 64, "`number` of questions that may be under way at a time")
+	f.DurationVar(&a.Remember, "admission-remember", 10*time.Second, "`time` for which an admission is remembered; 0: not at all")
 }
 
 // gate is nil if nobody is to be asked.
@@ -104,13 +104,13 @@ type Limits struct {
 }
 
 func (l *Limits) add(f *pflag.FlagSet) {
-	f.Float64Var(&l.Read, "limit-read", 500, "how `many` reading calls a second one caller may make; 0: any number")
-	f.Float64Var(&l.Mutation, "limit-mutation", 100, "how `many` changing calls a second one caller may make; 0: any number")
-	f.Float64Var(&l.Provision, "limit-provision", 200, "how `many` keys or domains a second one caller may bring; 0: any number")
-	f.Float64Var(&l.Signer, "limit-signer", 10000, "how `many` calls a second one signer may make; 0: any number")
-	f.IntVar(&l.Concurrent, "limit-concurrent", 256, "how `many` calls one caller may have under way; 0: any number")
-	f.IntVar(&l.Streams, "limit-streams", 32, "how `many` streams one caller may have open; 0: any number")
-	f.IntVar(&l.Total, "limit-total", 4096, "how `many` calls all callers may have under way, and how many streams open; 0: any number")
+	f.Float64Var(&l.Read, "limit-read", 500, "`number` of reading calls a second that one caller may make; 0: any number")
+	f.Float64Var(&l.Mutation, "limit-mutation", 100, "`number` of changing calls a second that one caller may make; 0: any number")
+	f.Float64Var(&l.Provision, "limit-provision", 200, "`number` of keys or domains a second that one caller may bring; 0: any number")
+	f.Float64Var(&l.Signer, "limit-signer", 10000, "`number` of calls a second that one signer may make; 0: any number")
+	f.IntVar(&l.Concurrent, "limit-concurrent", 256, "`number` of calls that one caller may have under way; 0: any number")
+	f.IntVar(&l.Streams, "limit-streams", 32, "`number` of streams that one caller may have open; 0: any number")
+	f.IntVar(&l.Total, "limit-total", 4096, "`number` of calls that all callers may have under way, and of streams that they may have open; 0: any number")
 	f.BoolVar(&l.Admins, "limit-admins", false, "hold administrators to the limits of one caller too")
 }
 

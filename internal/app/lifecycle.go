@@ -42,7 +42,7 @@ type Checks struct {
 }
 
 func (c *Checks) add(f *pflag.FlagSet) {
-	f.IntVar(&c.Rate, "check-rate", defaultCheckRate, "how many domains the leader looks at in a `second` at most, 1 to 100000")
+	f.IntVar(&c.Rate, "check-rate", defaultCheckRate, "`number` of domains that the leader looks at in a second at most, 1 to 100000")
 	f.StringVar(&c.Resolver, "check-resolver", "", "`address` of a validating resolver that says which servers a customer's zone has; without it they are found from the root servers")
 	f.StringArrayVar(&c.Stubs, "check-stub", nil, "`zone=address:port` of a server to ask about a customer's zone, in place of those it is delegated to; repeat for each")
 	f.StringArrayVar(&c.NameServers, "check-name-server", nil, "`host=address:port` where to ask a name server of a hosting zone, in place of its addresses; repeat for each")

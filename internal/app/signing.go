@@ -27,7 +27,7 @@ type Signing struct {
 }
 
 func (s *Signing) add(f *pflag.FlagSet) {
-	f.Float64Var(&s.Rate, "sign-rate", 2000, "signatures a second that each signer may have made by Sign; 0 for no `limit`")
+	f.Float64Var(&s.Rate, "sign-rate", 2000, "`number` of signatures a second that each signer may have made by Sign; 0: no limit")
 	f.IntVar(&s.OpenKeys, "sign-open-keys", 10_000, "`number` of private keys that stay open in memory for Sign, each for 10 minutes after its last use; an RSA-2048 key takes some 4 KiB")
 	f.StringArrayVar(&s.KeyFetchers, "allow-key-fetch", nil, "`name` of a signer that may fetch private keys to sign by itself, * for all; repeat for each (default none)")
 }
