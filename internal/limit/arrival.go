@@ -51,10 +51,9 @@ func (a *Arrivals) Begin(abandon func()) (arrived func()) {
 		if a.slow.Len() <= a.most {
 			return
 		}
-		oldest := a.slow.Front()
-		a.slow.Remove(oldest)
+		oldest := a.slow.Remove(a.slow.Front()).(func()) //nolint:errcheck,forcetypeassert // nothing else is in it
 		abandonedTotal.Inc()
-		oldest.Value.(func())()
+		oldest()
 	})
 	return func() {
 		if timer.Stop() {

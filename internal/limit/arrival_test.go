@@ -3,6 +3,7 @@ package limit_test
 import (
 	"net"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,14 +21,21 @@ import (
 func TestArrivals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := limit.NewArrivals(2, time.Second)
+		var mu sync.Mutex
 		var given []string
 		begin := func(name string) (arrived func()) {
-			return a.Begin(func() { given = append(given, name) })
+			return a.Begin(func() {
+				mu.Lock()
+				defer mu.Unlock()
+				given = append(given, name)
+			})
 		}
 		pass := func(d time.Duration, want ...string) {
 			t.Helper()
 			time.Sleep(d)
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if !slices.Equal(given, want) {
 				t.Fatalf("given up: %q, want %q", given, want)
 			}
@@ -65,9 +73,14 @@ func TestTap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served := make(chan error)
-	go func() { served <- server.Serve(l) }()
-	t.Cleanup(func() { server.Stop(); <-served })
+	var running sync.WaitGroup
+	t.Cleanup(running.Wait)
+	t.Cleanup(server.Stop)
+	running.Go(func() {
+		if err := server.Serve(l); err != nil {
+			t.Error(err)
+		}
+	})
 	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
