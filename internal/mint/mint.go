@@ -119,14 +119,14 @@ func (m *Mint) apply(ctx context.Context, c *keystore.Change, step rotation.Step
 		Time: o.Now, Actor: o.Actor, Action: step.Kind.String(), KeyID: step.KeyID,
 		Selector: step.Selector, Algorithm: step.Algorithm, Reason: step.Reason,
 	}
-	if step.Kind == rotation.Refill {
-		k, err := m.refill(ctx, c, step, o)
-		event.KeyID, event.To = k.ID, rotation.Prepared
-		return event, err
-	}
 	k := c.Domain.Key(step.KeyID)
-	if k == nil {
+	if fills := step.Kind == rotation.Refill && step.KeyID == ""; k == nil && !fills {
 		return event, fmt.Errorf("%s of %s: there is no key %s", step.Kind, c.Domain.Name, step.KeyID)
+	}
+	if step.Kind == rotation.Refill {
+		made, err := m.refill(ctx, c, k, step, o)
+		event.KeyID, event.To = made.ID, rotation.Prepared
+		return event, err
 	}
 	event.From = k.State
 	if err := k.Take(step, o.Now); err != nil {
@@ -144,9 +144,9 @@ func revokedRecord(k keystore.Key, now time.Time) schema.PublicRecord {
 	return schema.PublicRecord{KeyType: k.Algorithm.KeyType(), Testing: k.Testing, TTL: k.TTL, UpdateTime: now}
 }
 
-// refill puts a new key into a selector, in the place of the one that is
-// destroyed if there is one.
-func (m *Mint) refill(ctx context.Context, c *keystore.Change, step rotation.Step, o Options) (keystore.Key, error) {
+// refill puts a new key into a selector, in the place of old, which is destroyed;
+// nil: the selector is empty.
+func (m *Mint) refill(ctx context.Context, c *keystore.Change, old *keystore.Key, step rotation.Step, o Options) (keystore.Key, error) {
 	d := &c.Domain
 	pair := o.Pairs[keystore.Selector{Selector: step.Selector, Algorithm: step.Algorithm}]
 	k := keystore.Key{
@@ -157,9 +157,12 @@ func (m *Mint) refill(ctx context.Context, c *keystore.Change, step rotation.Ste
 		Testing: o.Testing, Fingerprint: Fingerprint(pair.Public()),
 	}
 	pub := keystore.Publication{New: true}
-	if old := d.Key(step.KeyID); old != nil {
-		k.TTL, k.Testing = old.TTL, old.Testing
+	if old != nil {
 		replaced := *old
+		if err := old.Take(step, o.Now); err != nil {
+			return k, err
+		}
+		k.TTL, k.Testing = old.TTL, old.Testing
 		pub.Replaces, pub.Retain = &replaced, o.Disclosure && old.Custody == rotation.Service && !old.Imported
 		d.Keys = slices.DeleteFunc(d.Keys, func(k keystore.Key) bool { return k.ID == replaced.ID })
 	}

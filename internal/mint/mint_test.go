@@ -137,6 +137,8 @@ func TestFailures(t *testing.T) {
 		{"not sealed", &source{}, sealer{noSeal}, fill, noSeal, "brands/acme/domains/spamtrap.dk/keys/"},
 		{"no such key", &source{}, sealer{}, []rotation.Step{{Kind: rotation.Revoke, KeyID: "gone"}}, nil, "there is no key gone"},
 		{"state does not allow it", &source{}, sealer{}, []rotation.Step{{Kind: rotation.Activate, KeyID: "old"}}, nil, "REVOKED"},
+		{"in the place of a key that signs", &source{}, sealer{}, []rotation.Step{{Kind: rotation.Refill, KeyID: "on", Selector: "s2", Algorithm: keypair.Ed25519}}, nil, "ACTIVE"},
+		{"in the place of no key", &source{}, sealer{}, []rotation.Step{{Kind: rotation.Refill, KeyID: "gone", Selector: "s2", Algorithm: keypair.Ed25519}}, nil, "there is no key gone"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

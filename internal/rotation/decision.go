@@ -55,10 +55,10 @@ type Step struct {
 	Reason    string
 }
 
-// Take does one step with the key. A step that its state does not allow, and any Refill, is a *TransitionError and
+// Take does one step with the key; a Refill destroys it. A step that its state does not allow is a *TransitionError and
 // leaves k as it was.
 func (k *Key) Take(s Step, now time.Time) error {
-	to := map[StepKind]State{Activate: Active, Retire: Retiring, Revoke: Revoked}[s.Kind]
+	to := map[StepKind]State{Activate: Active, Retire: Retiring, Revoke: Revoked, Refill: Destroyed}[s.Kind]
 	if err := k.Step(to, now); err != nil {
 		return err
 	}

@@ -112,7 +112,7 @@ func TestMergeConditions(t *testing.T) {
 func TestTake(t *testing.T) {
 	for _, from := range states {
 		for kind, to := range map[rotation.StepKind]rotation.State{
-			rotation.Activate: rotation.Active, rotation.Retire: rotation.Retiring, rotation.Revoke: rotation.Revoked, rotation.Refill: 0, 0: 0,
+			rotation.Activate: rotation.Active, rotation.Retire: rotation.Retiring, rotation.Revoke: rotation.Revoked, rotation.Refill: rotation.Destroyed, 0: 0,
 		} {
 			for _, reason := range []string{rotation.ReasonDrained, rotation.ReasonCompromised} {
 				want := rotation.Key{ID: "k", State: from}

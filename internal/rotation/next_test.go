@@ -82,7 +82,7 @@ func (b *bench) next() rotation.Decision { return rotation.Next(b.p, b.d, b.e, b
 func (b *bench) do(t *testing.T) string {
 	t.Helper()
 	steps := b.next().Steps
-	keys, err := rotation.Apply(b.d.Keys, steps, b.t)
+	keys, err := apply(b.d.Keys, steps, b.t)
 	if err != nil {
 		t.Fatal(err)
 	}

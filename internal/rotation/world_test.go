@@ -241,9 +241,33 @@ func (w *world) controller() {
 	w.apply(d.Steps, clock)
 }
 
+// apply returns the keys after the steps; a Refill takes its key away, and the caller adds the new one. It refuses steps
+// that were applied already.
+func apply(keys []rotation.Key, steps []rotation.Step, now time.Time) ([]rotation.Key, error) {
+	after := slices.Clone(keys)
+	for _, s := range steps {
+		i := slices.IndexFunc(after, func(k rotation.Key) bool { return k.ID == s.KeyID })
+		switch {
+		case s.KeyID == "" && slices.ContainsFunc(after, func(k rotation.Key) bool { return k.Selector == s.Selector && k.State != rotation.Destroyed }):
+			return nil, fmt.Errorf("selector %s has a key", s.Selector)
+		case s.KeyID == "":
+			continue
+		case i < 0:
+			return nil, &rotation.UnknownKeyError{KeyID: s.KeyID}
+		}
+		if err := after[i].Take(s, now); err != nil {
+			return nil, err
+		}
+		if s.Kind == rotation.Refill {
+			after = slices.Delete(after, i, i+1)
+		}
+	}
+	return after, nil
+}
+
 func (w *world) apply(steps []rotation.Step, clock time.Time) {
 	before := slices.Clone(w.d.Keys)
-	keys, err := rotation.Apply(w.d.Keys, steps, clock)
+	keys, err := apply(w.d.Keys, steps, clock)
 	if err != nil {
 		w.breaks("legal", "%v", err)
 		return
@@ -273,7 +297,7 @@ func (w *world) apply(steps []rotation.Step, clock time.Time) {
 			w.switches++
 		}
 	}
-	if _, err := rotation.Apply(w.d.Keys, steps, clock); err == nil {
+	if _, err := apply(w.d.Keys, steps, clock); err == nil {
 		w.breaks("once", "%s is accepted twice", show(steps))
 	}
 	active, live := map[keypair.Algorithm]int{}, map[dnsname.Selector]int{}

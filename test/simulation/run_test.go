@@ -231,12 +231,13 @@ func (s *shard) apply(t *site, steps []rotation.Step, now time.Time) {
 	for _, k := range t.Domain.Keys {
 		old[k.ID] = k
 	}
-	keys, err := rotation.Apply(t.Domain.Keys, steps, now)
-	if err != nil {
-		panic(err) // a decision made just now
-	}
-	t.Domain.Keys = keys
 	for _, st := range steps {
+		i := slices.IndexFunc(t.Domain.Keys, func(k rotation.Key) bool { return k.ID == st.KeyID })
+		if st.KeyID != "" {
+			if err := t.Domain.Keys[i].Take(st, now); err != nil {
+				panic(err) // a decision made just now
+			}
+		}
 		switch st.Kind {
 		case rotation.Activate:
 			s.activated[st.Reason]++
@@ -246,6 +247,9 @@ func (s *shard) apply(t *site, steps []rotation.Step, now time.Time) {
 		case rotation.Revoke:
 			t.show(old[st.KeyID], true, now)
 		case rotation.Refill:
+			if st.KeyID != "" {
+				t.Domain.Keys = slices.Delete(t.Domain.Keys, i, i+1)
+			}
 			delete(t.Evidence.Served, st.KeyID)
 			s.publish(t, rotation.Selector{Selector: st.Selector, Algorithm: st.Algorithm}, old[st.KeyID].TTL, now)
 		}

@@ -12,46 +12,6 @@ import (
 	"github.com/dkimzone/dkimzone/internal/rotation"
 )
 
-func TestApply(t *testing.T) {
-	keys := []rotation.Key{key("a", keypair.RSA2048, rotation.Active), key("b", keypair.RSA2048, rotation.Prepared), key("c", keypair.RSA2048, rotation.Revoked)}
-	steps := []rotation.Step{
-		{Kind: rotation.Retire, KeyID: "a"}, {Kind: rotation.Activate, KeyID: "b"}, {Kind: rotation.Refill, KeyID: "c", Selector: "sel-c"},
-		{Kind: rotation.Refill, Selector: "sel-d"},
-	}
-	want := []rotation.Key{keys[0], keys[1]}
-	want[0].State, want[0].RetireTime = rotation.Retiring, at(1)
-	want[1].State, want[1].ActivateTime = rotation.Active, at(1)
-	got, err := rotation.Apply(keys, steps, at(1))
-	if diff := cmp.Diff(want, got); err != nil || diff != "" {
-		t.Fatalf("error %v, keys (-want +got):\n%s", err, diff)
-	}
-	if keys[0].State != rotation.Active || len(keys) != 3 {
-		t.Error("Apply changed what it was given")
-	}
-	for name, tt := range map[string]struct {
-		step rotation.Step
-		want error
-	}{
-		"again":         {steps[0], &rotation.TransitionError{KeyID: "a", From: rotation.Retiring, To: rotation.Retiring}},
-		"destroyed":     {steps[2], &rotation.UnknownKeyError{KeyID: "c"}},
-		"refill a live": {rotation.Step{Kind: rotation.Refill, KeyID: "b"}, &rotation.TransitionError{KeyID: "b", From: rotation.Active, To: rotation.Destroyed}},
-		"fill a full":   {rotation.Step{Kind: rotation.Refill, Selector: "sel-b"}, &rotation.SelectorInUseError{Selector: "sel-b", KeyID: "b"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			after, err := rotation.Apply(got, []rotation.Step{{Kind: rotation.Revoke, KeyID: "b"}, tt.step}, at(2))
-			if name == "refill a live" || name == "fill a full" {
-				after, err = rotation.Apply(got, []rotation.Step{tt.step}, at(2))
-			}
-			if diff := cmp.Diff(tt.want, err); diff != "" || after != nil {
-				t.Errorf("keys %v, error (-want +got):\n%s", after, diff)
-			}
-			if got[1].State != rotation.Active {
-				t.Error("the steps before the refused one were done")
-			}
-		})
-	}
-}
-
 func TestRevokeCompromised(t *testing.T) {
 	ready := func() *bench {
 		return newBench(2).holds(rotation.Active, rotation.Prepared).see(rotation.Proven).after(2 * day)
@@ -81,7 +41,7 @@ func TestRevokeCompromised(t *testing.T) {
 			if got := show(steps); err != nil || got != tt.want {
 				t.Fatalf("%q, %v; want %q", got, err, tt.want)
 			}
-			keys, err := rotation.Apply(tt.b.d.Keys, steps, tt.b.t)
+			keys, err := apply(tt.b.d.Keys, steps, tt.b.t)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -112,7 +72,7 @@ func TestRecovery(t *testing.T) {
 	if err != nil || show(steps) != "REVOKE k1 COMPROMISED" {
 		t.Fatal(show(steps), err)
 	}
-	if b.d.Keys, err = rotation.Apply(b.d.Keys, steps, b.t); err != nil {
+	if b.d.Keys, err = apply(b.d.Keys, steps, b.t); err != nil {
 		t.Fatal(err)
 	}
 	b.want(t, "", "false PUBLISHED_RECENTLY", "false PUBLISHED_RECENTLY")

@@ -6,54 +6,12 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/dkimzone/dkimzone/internal/dnsname"
 )
 
 // UnknownKeyError says that a domain has no key of that id.
 type UnknownKeyError struct{ KeyID string }
 
 func (e *UnknownKeyError) Error() string { return "there is no key " + e.KeyID }
-
-// SelectorInUseError says that a selector cannot be given a new key, because it has one.
-type SelectorInUseError struct {
-	Selector dnsname.Selector
-	KeyID    string
-}
-
-func (e *SelectorInUseError) Error() string {
-	return fmt.Sprintf("selector %s holds key %s", e.Selector, e.KeyID)
-}
-
-// Apply returns the keys after the steps, in the given order. A Refill takes its key from the list; the caller adds the
-// new one. An illegal step is a *TransitionError, an *UnknownKeyError or a *SelectorInUseError, and then none is done;
-// so a decision that was applied already is refused.
-func Apply(keys []Key, steps []Step, now time.Time) ([]Key, error) {
-	after := slices.Clone(keys)
-	for _, s := range steps {
-		if s.Kind == Refill && s.KeyID == "" {
-			if i := slices.IndexFunc(after, func(k Key) bool { return k.Selector == s.Selector && k.State != Destroyed }); i >= 0 {
-				return nil, &SelectorInUseError{s.Selector, after[i].ID}
-			}
-			continue
-		}
-		i := slices.IndexFunc(after, func(k Key) bool { return k.ID == s.KeyID })
-		switch {
-		case i < 0:
-			return nil, &UnknownKeyError{s.KeyID}
-		case s.Kind == Refill:
-			if err := after[i].Step(Destroyed, now); err != nil {
-				return nil, err
-			}
-			after = slices.Delete(after, i, i+1)
-		default:
-			if err := after[i].Take(s, now); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return after, nil
-}
 
 // RevokeCompromised plans the end of a key that others may know: its p= at once, and if it is the one that signs, the
 // group's standby takes over in the same transaction, if receivers can verify it. No interval, pause, freeze or signer
