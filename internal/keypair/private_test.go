@@ -258,7 +258,7 @@ func FuzzParsePrivateKey(f *testing.F) {
 		if err != nil || !bytes.Equal(again.Marshal(), k.Marshal()) {
 			t.Fatalf("what it exports is another key, or none: %v", err)
 		}
-		if _, err := keypair.NewPublicKey(k.Algorithm(), k.Public().Octets); err != nil {
+		if _, err := keypair.ParsePublicKey([]byte(record(k.Public()))); err != nil {
 			t.Errorf("its public half is refused: %v", err)
 		}
 		digest := make([]byte, 32)

@@ -14,7 +14,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/dkimrecord"
 )
 
-// maxText bounds what ParsePublicKey and NewPublicKey look at, in octets: many times what an RSA-4096 key needs.
+// maxText bounds what ParsePublicKey looks at, in octets: many times what an RSA-4096 key needs.
 const maxText = 16 << 10
 
 // PublicKey is a public key as it stands in a DKIM record. One key has one form only.
@@ -26,23 +26,6 @@ type PublicKey struct {
 
 // Fingerprint returns the SHA-256 of the octets. Two keys are the same if it is.
 func (k PublicKey) Fingerprint() [sha256.Size]byte { return sha256.Sum256(k.Octets) }
-
-// NewPublicKey returns the key of the octets of p=, after the checks of ParsePublicKey; it takes the same octets as the
-// base64 of ParsePublicKey stands for. The result does not alias octets. Every error is an *InvalidError; it is
-// ALGORITHM_MISMATCH if the key is good but not of algorithm a.
-func NewPublicKey(a Algorithm, octets []byte) (PublicKey, error) {
-	if !a.Valid() {
-		return PublicKey{}, invalid(ReasonUnknownAlgorithm)
-	}
-	k, err := parseOctets(octets)
-	switch {
-	case err != nil:
-		return PublicKey{}, err
-	case k.Algorithm != a:
-		return PublicKey{}, invalid(ReasonAlgorithmMismatch)
-	}
-	return k, nil
-}
 
 // ParsePublicKey reads one public key in any of the forms people have it in:
 //   - a PEM block "PUBLIC KEY" or "RSA PUBLIC KEY";
@@ -137,8 +120,6 @@ func parseOctets(octets []byte) (PublicKey, error) {
 	switch {
 	case len(octets) == 0:
 		return PublicKey{}, invalid(ReasonEmpty)
-	case len(octets) > maxText:
-		return PublicKey{}, invalid(ReasonTooLong)
 	case saysPrivate(octets):
 		return PublicKey{}, invalid(ReasonPrivateKey)
 	}

@@ -220,7 +220,7 @@ func TestParsePublicKeyRefuses(t *testing.T) {
 
 func TestExponents(t *testing.T) {
 	for _, e := range []int{3, 17, 65537, 1<<31 - 1} {
-		if _, err := keypair.NewPublicKey(keypair.RSA2048, modulus(t, odd(2048), e)); err != nil {
+		if _, err := keypair.ParsePublicKey([]byte(b64(modulus(t, odd(2048), e)))); err != nil {
 			t.Errorf("exponent %d: %v", e, err)
 		}
 	}
@@ -304,40 +304,6 @@ func TestPrivateKeysAreRefused(t *testing.T) {
 			}
 		})
 	}
-	if _, err := keypair.NewPublicKey(keypair.RSA2048, pkcs8(rsaKey)); reasonOf(t, err) != keypair.ReasonPrivateKey {
-		t.Errorf("NewPublicKey: %v", err)
-	}
-}
-
-func TestNewPublicKey(t *testing.T) {
-	rsaKey, edKey := pair(t, keypair.RSA2048).Public(), pair(t, keypair.Ed25519).Public()
-	tests := []struct {
-		name      string
-		algorithm keypair.Algorithm
-		octets    []byte
-		want      keypair.Reason
-	}{
-		{"rsa", keypair.RSA2048, rsaKey.Octets, ""},
-		{"ed25519", keypair.Ed25519, edKey.Octets, ""},
-		{"no algorithm", 0, rsaKey.Octets, keypair.ReasonUnknownAlgorithm},
-		{"unknown algorithm", 5, rsaKey.Octets, keypair.ReasonUnknownAlgorithm},
-		{"other size", keypair.RSA3072, rsaKey.Octets, keypair.ReasonAlgorithmMismatch},
-		{"other type", keypair.Ed25519, rsaKey.Octets, keypair.ReasonAlgorithmMismatch},
-		{"refused size", keypair.RSA2048, modulus(t, odd(1024), 65537), keypair.ReasonBadKeySize},
-		{"empty", keypair.RSA2048, nil, keypair.ReasonEmpty},
-		{"too long", keypair.RSA2048, make([]byte, 16<<10+1), keypair.ReasonTooLong},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			got, err := keypair.NewPublicKey(tt.algorithm, tt.octets)
-			if reason := reasonOf(t, err); reason != tt.want {
-				t.Fatalf("reason %q, want %q", reason, tt.want)
-			}
-			if tt.want == "" && (got.Algorithm != tt.algorithm || !bytes.Equal(got.Octets, tt.octets) || &got.Octets[0] == &tt.octets[0]) {
-				t.Errorf("NewPublicKey = %v, want a copy of what it was given", got)
-			}
-		})
-	}
 }
 
 func TestFingerprint(t *testing.T) {
@@ -376,9 +342,6 @@ func FuzzParsePublicKey(f *testing.F) {
 			if diff := cmp.Diff(k, again); diff != "" || err != nil {
 				t.Errorf("ParsePublicKey(%q): %v; differs (-want +got):\n%s", form, err, diff)
 			}
-		}
-		if again, err := keypair.NewPublicKey(k.Algorithm, k.Octets); err != nil || again.Fingerprint() != k.Fingerprint() {
-			t.Errorf("NewPublicKey = %v, %v; want %v", again, err, k)
 		}
 		if k.Algorithm != keypair.Ed25519 {
 			key, err := x509.ParsePKIXPublicKey(k.Octets)
