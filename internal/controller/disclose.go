@@ -9,7 +9,7 @@ import (
 
 	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/keystore"
-	"github.com/dkimzone/dkimzone/internal/schema"
+	"github.com/dkimzone/dkimzone/internal/mint"
 )
 
 const (
@@ -119,7 +119,7 @@ func (r *round) discloseOf(ctx context.Context, brand string, retained []keystor
 
 // disclose makes one key public. The store refuses what must not be.
 func (r *round) disclose(ctx context.Context, b keystore.Brand, k keystore.Retained) error {
-	name := "brands/" + k.Brand + "/domains/" + string(k.Domain) + "/keys/" + k.KeyID
+	name := mint.KeyName(k.Brand, string(k.Domain), k.KeyID)
 	plaintext, err := r.Opener.Open(ctx, k.Brand, name, k.Sealed)
 	if err != nil {
 		return err
@@ -129,8 +129,7 @@ func (r *round) disclose(ctx context.Context, b keystore.Brand, k keystore.Retai
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	sum := pair.Public().Fingerprint()
-	if [schema.FingerprintLen]byte(sum[:schema.FingerprintLen]) != k.Fingerprint {
+	if mint.Fingerprint(pair.Public()) != k.Fingerprint {
 		return fmt.Errorf("%s: %w", name, errNotThisKey)
 	}
 	private, err := pair.PKCS8()

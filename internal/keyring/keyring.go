@@ -15,6 +15,7 @@ import (
 
 	"github.com/dkimzone/dkimzone/internal/dnsname"
 	"github.com/dkimzone/dkimzone/internal/keypair"
+	"github.com/dkimzone/dkimzone/internal/mint"
 )
 
 // Store has the sealed private halves; *keystore.Store is one.
@@ -46,10 +47,8 @@ type Name struct {
 	ID     string
 }
 
-// String is the name of the resource.
-func (n Name) String() string {
-	return "brands/" + n.Brand + "/domains/" + string(n.Domain) + "/keys/" + n.ID
-}
+// String is the name of the resource, under which it was sealed.
+func (n Name) String() string { return mint.KeyName(n.Brand, string(n.Domain), n.ID) }
 
 // ErrClosed is returned after Close.
 var ErrClosed = errors.New("keyring is closed")
