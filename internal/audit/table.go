@@ -128,12 +128,6 @@ func rowOf(method string) row {
 	return table[method]
 }
 
-// HasRow reports whether a method, "/package.Service/Method", is in the table.
-func HasRow(method string) bool {
-	_, ok := table[method]
-	return ok
-}
-
 // Mutates reports whether calls of a method change something or read private keys,
 // so that each has a line.
 func Mutates(method string) bool { return rowOf(method).kind != read }

@@ -33,8 +33,14 @@ func methods(t testing.TB) map[string]protoreflect.MethodDescriptor {
 	return all
 }
 
+// A new method cannot be forgotten.
 func TestRowsAreOfMethods(t *testing.T) {
 	all := methods(t)
+	for name := range all {
+		if _, ok := table[name]; !ok {
+			t.Errorf("%s has no row in the table", name)
+		}
+	}
 	for name := range table {
 		if strings.HasPrefix(name, "/dkim.v1.") && all[name] == nil {
 			t.Errorf("%s has a row and is no method", name)
