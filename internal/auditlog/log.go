@@ -52,13 +52,13 @@ type Options struct {
 // kept and tried again, in order, so that nothing that Record was given is lost
 // while the process lives.
 type Log struct {
-	o      Options
-	wake   chan struct{} // has room for one
-	done   chan struct{} // closed when the writer has ended
-	lock   *os.File
-	closed bool
+	o    Options
+	wake chan struct{} // has room for one
+	done chan struct{} // closed when the writer has ended
+	lock *os.File
 
 	mu      sync.Mutex
+	closed  bool
 	waiting []item
 	failing error // why the last try failed; nil if it did not
 	head    Position
