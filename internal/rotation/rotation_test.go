@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/dkimzone/dkimzone/internal/dnsname"
-	"github.com/dkimzone/dkimzone/internal/keypair"
 	"github.com/dkimzone/dkimzone/internal/rotation"
 )
 
@@ -79,9 +77,4 @@ func TestStep(t *testing.T) {
 			}
 		}
 	}
-}
-
-// key is a key of the service in a selector of its id.
-func key(id string, a keypair.Algorithm, s rotation.State) rotation.Key {
-	return rotation.Key{ID: id, Selector: dnsname.Selector("sel-" + id), Algorithm: a, State: s, Custody: rotation.Service, PrepareTime: now}
 }
