@@ -67,13 +67,7 @@ func (r *run) provisionFile(ctx context.Context, api dkimv1.KeyManagementClient,
 		return err
 	}
 	complete := false
-	defer func() {
-		if complete {
-			err = errors.Join(err, kept.remove())
-		} else {
-			err = errors.Join(err, kept.close())
-		}
-	}()
+	defer func() { err = errors.Join(err, kept.end(complete)) }()
 	todo := slices.DeleteFunc(slices.Clone(lines), func(l line) bool { return kept.done[l.String()] })
 
 	before := len(lines) - len(todo)

@@ -97,8 +97,10 @@ func (j *journal) sync() error {
 	return nil
 }
 
-// close keeps the file for a later run.
-func (j *journal) close() error { return errors.Join(j.sync(), j.file.Close()) }
-
-// remove is for when everything is done.
-func (j *journal) remove() error { return errors.Join(j.file.Close(), os.Remove(j.file.Name())) }
+// end removes the file when everything is done, and else keeps it for a later run.
+func (j *journal) end(complete bool) error {
+	if complete {
+		return errors.Join(j.file.Close(), os.Remove(j.file.Name()))
+	}
+	return errors.Join(j.sync(), j.file.Close())
+}

@@ -22,7 +22,7 @@ func TestJournal(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := j.close(); err != nil {
+	if err := j.end(false); err != nil {
 		t.Fatal(err)
 	}
 
@@ -58,7 +58,7 @@ func TestJournal(t *testing.T) {
 			if err := j.add("d.example"); err != nil {
 				t.Fatal(err)
 			}
-			if err := j.close(); err != nil {
+			if err := j.end(false); err != nil {
 				t.Fatal(err)
 			}
 			if j, err = openJournal(torn, title); err != nil {
@@ -68,7 +68,7 @@ func TestJournal(t *testing.T) {
 			if diff := cmp.Diff(tt.want, j.done); diff != "" {
 				t.Errorf("done after another line (-want +got):\n%s", diff)
 			}
-			if err := j.remove(); err != nil {
+			if err := j.end(true); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := os.Stat(torn); !os.IsNotExist(err) {

@@ -171,26 +171,35 @@ func checkPublish(c *cobra.Command, args []string, job keyJob) error {
 	return nil
 }
 
-// readPublicKey reads a file and makes sure that there is nothing in it but one
-// good public key. Its errors repeat nothing of the contents.
+// readPublicKey reads a file that holds one good public key and nothing else.
 func (r *run) readPublicKey(file string) (string, error) {
+	return r.readKeyFile(file, "public key", func(data []byte) error {
+		_, err := keypair.ParsePublicKey(data)
+		return err
+	})
+}
+
+// readKeyFile reads a file, - for standard input, that is what it should be if parse
+// says so. Its errors repeat nothing of the contents.
+func (r *run) readKeyFile(file, what string, parse func([]byte) error) (string, error) {
 	in := r.Stdin
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {
-			return "", fmt.Errorf("public key: %w", err)
+			return "", fmt.Errorf("%s: %w", what, err)
 		}
 		defer func() { _ = f.Close() }()
 		in = f
 	}
 	data, err := io.ReadAll(io.LimitReader(in, maxKeyFile+1))
+	defer clear(data)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("public key: %w", err)
+		return "", fmt.Errorf("%s: %w", what, err)
 	case len(data) > maxKeyFile:
-		return "", fmt.Errorf("%s is larger than %d KiB: that is no public key", file, maxKeyFile>>10)
+		return "", fmt.Errorf("%s is larger than %d KiB: that is no %s", file, maxKeyFile>>10, what)
 	}
-	if _, err := keypair.ParsePublicKey(data); err != nil {
+	if err := parse(data); err != nil {
 		return "", fmt.Errorf("%s: %w", file, err)
 	}
 	return string(data), nil

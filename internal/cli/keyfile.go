@@ -227,13 +227,7 @@ func (r *run) publishFile(ctx context.Context, api dkimv1.KeyManagementClient, j
 	}
 	kept.syncEvery = syncKeysEvery
 	complete := false
-	defer func() {
-		if complete {
-			err = errors.Join(err, kept.remove())
-		} else {
-			err = errors.Join(err, kept.close())
-		}
-	}()
+	defer func() { err = errors.Join(err, kept.end(complete)) }()
 
 	k := &keyRun{run: r, job: job, api: api, kept: kept, bar: r.newCounts(total, "keys", countKeysEvery), out: r.newList("results")}
 	stop := k.publish(ctx, f)

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -65,35 +64,18 @@ func (r *run) keyImport() *cobra.Command {
 	return c
 }
 
-// readPrivateKey reads a file and makes sure that there is nothing in it but one
-// good private key. Its errors repeat nothing of the contents.
+// readPrivateKey reads a file that holds one good private key and nothing else, and
+// warns if others can read it.
 func (r *run) readPrivateKey(file string) (string, error) {
-	in := r.Stdin
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return "", fmt.Errorf("private key: %w", err)
+	if info, err := os.Stat(file); err == nil && file != "-" {
+		if text := openToOthers(file, info); text != "" {
+			_, _ = fmt.Fprintln(r.Stderr, "dkimctl: "+text)
 		}
-		defer func() { _ = f.Close() }()
-		if info, err := f.Stat(); err == nil {
-			if text := openToOthers(file, info); text != "" {
-				_, _ = fmt.Fprintln(r.Stderr, "dkimctl: "+text)
-			}
-		}
-		in = f
 	}
-	data, err := io.ReadAll(io.LimitReader(in, maxKeyFile+1))
-	defer clear(data)
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("private key: %w", err)
-	case len(data) > maxKeyFile:
-		return "", fmt.Errorf("%s is larger than %d KiB: that is no private key", file, maxKeyFile>>10)
-	}
-	if _, err := keypair.ParsePrivateKey(data); err != nil {
-		return "", fmt.Errorf("%s: %w", file, err)
-	}
-	return string(data), nil
+	return r.readKeyFile(file, "private key", func(data []byte) error {
+		_, err := keypair.ParsePrivateKey(data)
+		return err
+	})
 }
 
 // openToOthers is a warning that other users can read or change a private key; ""

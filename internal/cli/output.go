@@ -45,6 +45,16 @@ func (r *run) print(m proto.Message, table func(io.Writer) error) error {
 	return err
 }
 
+// document is m as one of many that follow each other: a line of JSON, or a document
+// of YAML.
+func (r *run) document(m proto.Message) ([]byte, error) {
+	if r.format == formatJSON {
+		return jsonText(m, "", "")
+	}
+	text, err := yamlText(m)
+	return append([]byte("---\n"), text...), err
+}
+
 // jsonText is m in the JSON form of protobuf, without the spaces that protojson
 // varies from build to build.
 func jsonText(m proto.Message, prefix, indent string) ([]byte, error) {

@@ -64,20 +64,13 @@ func (r *run) printPlan(ctx context.Context, api dkimv1.KeyManagementClient, req
 	t := newTable(r.Stdout)
 	row(t, "DOMAIN", "ROTATES", "BLOCKED BY", "WHY")
 	sums, err := r.plan(ctx, api, req, func(resp *dkimv1.PlanRotationResponse) error {
-		var text []byte
-		var err error
-		switch r.format {
-		case formatJSON:
-			text, err = jsonText(resp, "", "")
-		case formatYAML:
-			text, err = yamlText(resp)
-			text = append([]byte("---\n"), text...)
-		default:
+		if r.format == formatTable {
 			for _, p := range resp.GetRotations() {
 				row(t, planCells(p)...)
 			}
 			return t.Flush()
 		}
+		text, err := r.document(resp)
 		if err != nil {
 			return err
 		}
@@ -197,13 +190,7 @@ func (r *run) rotateAll(ctx context.Context, api dkimv1.KeyManagementClient, job
 		return err
 	}
 	complete := false
-	defer func() {
-		if complete {
-			err = errors.Join(err, kept.remove())
-		} else {
-			err = errors.Join(err, kept.close())
-		}
-	}()
+	defer func() { err = errors.Join(err, kept.end(complete)) }()
 	todo := slices.DeleteFunc(slices.Clone(domains), func(name string) bool { return kept.done[name] })
 	done := len(domains) - len(todo)
 	bad := 0

@@ -106,13 +106,7 @@ func (r *run) takeOver(ctx context.Context, api dkimv1.KeyManagementClient, job 
 		if t.kept, err = openJournal(job.journal, job.title(brand)); err != nil {
 			return err
 		}
-		defer func() {
-			if complete {
-				err = errors.Join(err, t.kept.remove())
-			} else {
-				err = errors.Join(err, t.kept.close())
-			}
-		}()
+		defer func() { err = errors.Join(err, t.kept.end(complete)) }()
 	}
 	if err := t.inspect(ctx); err != nil {
 		return err

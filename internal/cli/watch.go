@@ -87,21 +87,14 @@ func (r *run) watchOnce(ctx context.Context, api dkimv1.KeyManagementClient, req
 }
 
 func (r *run) printEvent(ev *dkimv1.WatchDomainsResponse) error {
-	var text []byte
-	var err error
-	switch r.format {
-	case formatJSON:
-		text, err = jsonText(ev, "", "")
-	case formatYAML:
-		text, err = yamlText(ev)
-		text = append([]byte("---\n"), text...)
-	default:
-		text = []byte(eventText(ev))
+	text := []byte(eventText(ev))
+	if r.format != formatTable {
+		var err error
+		if text, err = r.document(ev); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(r.Stdout, "%s\n", text)
+	_, err := fmt.Fprintf(r.Stdout, "%s\n", text)
 	return err
 }
 
