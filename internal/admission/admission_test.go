@@ -28,6 +28,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/admission"
 	"github.com/dkimzone/dkimzone/internal/authn"
 	"github.com/dkimzone/dkimzone/internal/pki"
+	"github.com/dkimzone/dkimzone/test/output"
 )
 
 // question is what the tests ask.
@@ -45,30 +46,12 @@ const token = "correct-horse"
 type provider struct {
 	ca      *pki.CA
 	options admission.Options
-	log     *logBuffer
-}
-
-// logBuffer is a log that may be read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log     *output.Buffer
 }
 
 func newProvider(t *testing.T) *provider {
 	t.Helper()
-	p := &provider{ca: newCA(t), log: &logBuffer{}}
+	p := &provider{ca: newCA(t), log: &output.Buffer{}}
 	file := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
 		t.Fatal(err)

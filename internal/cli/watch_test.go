@@ -2,17 +2,16 @@ package cli_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"io"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/internal/cli"
+	"github.com/dkimzone/dkimzone/test/output"
 )
 
 // running is a dkimctl in this process, whose output is read line by line.
@@ -20,28 +19,14 @@ type running struct {
 	lines  *bufio.Scanner
 	cancel context.CancelFunc
 	status chan int
-
-	mu     sync.Mutex
-	stderr bytes.Buffer
-}
-
-func (r *running) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.stderr.Write(p)
-}
-
-func (r *running) errors() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.stderr.String()
+	stderr output.Buffer
 }
 
 // line returns the next line of the standard output.
 func (r *running) line(t *testing.T) string {
 	t.Helper()
 	if !r.lines.Scan() {
-		t.Fatalf("dkimctl ended, its standard error is:\n%s", r.errors())
+		t.Fatalf("dkimctl ended, its standard error is:\n%s", r.stderr.String())
 	}
 	return r.lines.Text()
 }
@@ -51,7 +36,7 @@ func startDKIMCTL(t *testing.T, args ...string) *running {
 	ctx, cancel := context.WithCancel(t.Context())
 	in, out := io.Pipe()
 	r := &running{lines: bufio.NewScanner(in), cancel: cancel, status: make(chan int, 1)}
-	program := cli.Program{Version: "v0-test", Stdin: strings.NewReader(""), Stdout: out, Stderr: r}
+	program := cli.Program{Version: "v0-test", Stdin: strings.NewReader(""), Stdout: out, Stderr: &r.stderr}
 	go func() {
 		r.status <- program.Run(ctx, args)
 		_ = out.Close()
@@ -104,7 +89,7 @@ func TestWatch(t *testing.T) {
 	}
 	expect("PUT    acme third.example revision=7 selector1=PREPARED selector2=PREPARED")
 	expect("DELETE acme first.example revision=8")
-	if got := r.errors(); !strings.Contains(got, "connection lost, trying to go on") {
+	if got := r.stderr.String(); !strings.Contains(got, "connection lost, trying to go on") {
 		t.Errorf("standard error is %q, want it to tell that the connection was lost", got)
 	}
 
@@ -172,7 +157,7 @@ func TestWatchErrors(t *testing.T) {
 			if status := <-r.status; status != 1 {
 				t.Errorf("exit status is %d, want 1", status)
 			}
-			if got := r.errors(); !strings.Contains(got, tt.want) || strings.Count(got, "\n") != 1 {
+			if got := r.stderr.String(); !strings.Contains(got, tt.want) || strings.Count(got, "\n") != 1 {
 				t.Errorf("standard error is %q, want one line with %q", got, tt.want)
 			}
 		})

@@ -1,7 +1,6 @@
 package gateway_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -39,6 +38,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/prober"
 	"github.com/dkimzone/dkimzone/internal/rotation"
 	"github.com/dkimzone/dkimzone/internal/service"
+	"github.com/dkimzone/dkimzone/test/output"
 )
 
 const (
@@ -55,7 +55,7 @@ type fixture struct {
 	fake  *keystoretest.Fake
 	store *keystore.Store
 	dns   *fakeDNS
-	log   *logBuffer
+	log   *output.Buffer
 	api   dkimv1.KeyManagementClient // over gRPC
 	rest  *http.Client               // with the same certificate
 	addr  string                     // of HTTPS
@@ -69,7 +69,7 @@ type fixture struct {
 // acme and other in it.
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	f := &fixture{fake: keystoretest.NewFake(), dns: &fakeDNS{}, log: &logBuffer{}}
+	f := &fixture{fake: keystoretest.NewFake(), dns: &fakeDNS{}, log: &output.Buffer{}}
 	f.now.Store(time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC).UnixNano())
 	f.store = keystore.New(f.fake, time.Minute)
 	kek := filepath.Join(t.TempDir(), "kek.key")
@@ -339,22 +339,4 @@ func (f *fakeDNS) Served(context.Context, string, []prober.NameServer, string, s
 
 func (*fakeDNS) Challenge(context.Context, string, string) (bool, []prober.ServerAnswer) {
 	return false, nil
-}
-
-// logBuffer is a log that tests may read while it is written.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

@@ -41,6 +41,7 @@ import (
 	"github.com/dkimzone/dkimzone/internal/mint"
 	"github.com/dkimzone/dkimzone/internal/pki"
 	"github.com/dkimzone/dkimzone/internal/service"
+	"github.com/dkimzone/dkimzone/test/output"
 )
 
 const (
@@ -67,7 +68,7 @@ type fixture struct {
 	signer  dkimv1.SignerClient // of signer mx
 	access  dkimv1.AccessControlClient
 	health  healthpb.HealthClient
-	log     *logBuffer
+	log     *output.Buffer
 
 	dial    func(context.Context, string) (net.Conn, error)
 	ca      *pki.CA
@@ -95,7 +96,7 @@ func (r *rival) Txn(ctx context.Context) clientv3.Txn {
 // brands acme and other in it.
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	f := &fixture{fake: keystoretest.NewFake(), keys: newKeySource(), dns: &fakeDNS{}, gate: &fakeGate{}, log: &logBuffer{}, streams: make(chan string, 100)}
+	f := &fixture{fake: keystoretest.NewFake(), keys: newKeySource(), dns: &fakeDNS{}, gate: &fakeGate{}, log: &output.Buffer{}, streams: make(chan string, 100)}
 	f.setTime(start)
 	f.store = keystore.New(&rival{Fake: f.fake, act: &f.rival}, time.Minute)
 	kek := filepath.Join(t.TempDir(), "kek.key")
@@ -476,24 +477,6 @@ func (f *fixture) checkPrivate(t testing.TB) {
 			t.Error("the log holds a private key")
 		}
 	}
-}
-
-// logBuffer is a log that tests may read while it is written.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // names returns the last parts of resource names, sorted.

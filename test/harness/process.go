@@ -8,10 +8,11 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/dkimzone/dkimzone/test/output"
 )
 
 // Process is a program that runs beside the test. Its methods are safe for
@@ -19,7 +20,7 @@ import (
 type Process struct {
 	name string
 	cmd  *exec.Cmd
-	out  buffer
+	out  output.Buffer
 	done chan struct{} // closed once the process has ended
 }
 
@@ -188,22 +189,4 @@ func tail(s string) string {
 		return "[cut]\n" + s[len(s)-shown:]
 	}
 	return s
-}
-
-// buffer is a bytes.Buffer for concurrent use.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
