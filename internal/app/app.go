@@ -50,6 +50,11 @@ type listeners struct {
 	disclosure          net.Listener // nil without
 }
 
+// addresses are those of the bound sockets that dkimd always has.
+func (b *listeners) addresses() Addresses {
+	return Addresses{GRPC: b.grpc.Addr().String(), HTTP: b.http.Addr().String(), Metrics: b.metrics.Addr().String()}
+}
+
 // bind binds all addresses before anything else is begun, so that a port in use
 // is told at once.
 func (l Listen) bind() (*listeners, error) {

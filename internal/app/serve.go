@@ -75,7 +75,7 @@ func (o Serve) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	a := Addresses{GRPC: bound.grpc.Addr().String(), HTTP: bound.http.Addr().String(), Metrics: bound.metrics.Addr().String()}
+	a := bound.addresses()
 	o.Logger.LogAttrs(ctx, slog.LevelInfo, "serving",
 		slog.String("grpc", a.GRPC), slog.String("http", a.HTTP), slog.String("metrics", a.Metrics))
 	if o.Started != nil {

@@ -29,8 +29,8 @@ import (
 )
 
 const (
-	// maxMessage bounds a request. The largest that makes sense is a provision
-	// of a dozen selectors, some kilobytes.
+	// maxMessage bounds a request. The largest that makes sense is a batch of a
+	// thousand keys.
 	maxMessage = 1 << 20
 	// maxHeader bounds the headers of a request.
 	maxHeader = 32 << 10
@@ -158,8 +158,7 @@ func serving(what string, err error) error {
 func (s *servers) drain() {
 	close(s.stopping)
 	s.health.Shutdown()
-	//nolint:contextcheck // the run's context is over; this is what comes after
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(context.Background()), drainTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout) // the run's context is over
 	defer cancel()
 	stopped := make(chan struct{})
 	go func() {

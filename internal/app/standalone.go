@@ -63,16 +63,9 @@ const renewInterval = 12 * time.Hour
 // something fails.
 func (o Standalone) Run(ctx context.Context) (err error) {
 	defer holdBallast()()
-	zone, err := dnsname.ParseZone(o.Zone)
+	zone, dir, err := o.prepare()
 	if err != nil {
-		return fmt.Errorf("--zone: %w", err)
-	}
-	dir, err := filepath.Abs(o.DataDir)
-	if err != nil {
-		return fmt.Errorf("--data-dir: %w", err)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("--data-dir: %w", err)
+		return err
 	}
 	guard, err := o.Guard.open(o.Logger)
 	if err != nil {
@@ -96,9 +89,10 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	store := keystore.New(etcd.Client(), storeTimeout)
 	kek := o.KEK
 	if kek.URL == "" {
-		if kek.URL, err = ensureKeyFile(ctx, store, dir); err != nil {
-			return err
-		}
+		kek.URL, err = ensureKeyFile(ctx, store, dir)
+	}
+	if err != nil {
+		return err
 	}
 	dns, err := o.ownProber()
 	if err != nil {
@@ -115,12 +109,7 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, account.close()) }()
 	backend.keepAccount(account)
-	// What a restore that was cut short has left, only another one may touch.
-	restoring, err := store.Restoring(ctx)
-	if err == nil && !restoring {
-		err = ensureZone(ctx, store, backend, zone, o.DNS)
-	}
-	if err != nil {
+	if err := ensureZone(ctx, store, backend, zone, o.DNS); err != nil {
 		return err
 	}
 
@@ -138,10 +127,8 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	addresses := Addresses{
-		DNS: ns.address, GRPC: bound.grpc.Addr().String(), HTTP: bound.http.Addr().String(),
-		Metrics: bound.metrics.Addr().String(), ClientConfig: filepath.Join(dir, "dkimctl.yaml"),
-	}
+	addresses := bound.addresses()
+	addresses.DNS, addresses.ClientConfig = ns.address, filepath.Join(dir, "dkimctl.yaml")
 	if err := writeClientConfig(ctx, store, certs, addresses); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
@@ -160,15 +147,8 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-etcd.Done():
-			cancel(errors.New("the embedded etcd has stopped"))
-		case <-ctx.Done():
-		}
-	}()
+	ctx, cancel := endWith(ctx, etcd)
+	defer cancel()
 	go renewCertificates(ctx, dir, bound, o.Logger)
 	if !o.Audit.toOut("") { // else standard output is for that
 		o.greet(zone, addresses)
@@ -188,6 +168,35 @@ func (o Standalone) Run(ctx context.Context) (err error) {
 	return nil
 }
 
+// prepare checks the zone and makes the data directory, of which it returns the
+// absolute path.
+func (o Standalone) prepare() (zone dnsname.Zone, dir string, err error) {
+	if zone, err = dnsname.ParseZone(o.Zone); err != nil {
+		return "", "", fmt.Errorf("--zone: %w", err)
+	}
+	if dir, err = filepath.Abs(o.DataDir); err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("--data-dir: %w", err)
+	}
+	return zone, dir, nil
+}
+
+// endWith returns a context that ends with ctx, when etcd stops, which is its cause
+// then, or when cancel is called.
+func endWith(ctx context.Context, etcd *embedetcd.Server) (_ context.Context, cancel func()) {
+	ctx, end := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-etcd.Done():
+			end(errors.New("the embedded etcd has stopped"))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { end(nil) }
+}
+
 // ownProber asks this process's name server, whose port need not be 53, where a
 // zone names its address.
 func (o Standalone) ownProber() (*prober.Prober, error) {
@@ -199,8 +208,11 @@ func (o Standalone) ownProber() (*prober.Prober, error) {
 }
 
 // ensureZone creates the zone on the first start, with one name server: this
-// process.
+// process. What a restore that was cut short has left, only another one may touch.
 func ensureZone(ctx context.Context, store *keystore.Store, b *backend, zone dnsname.Zone, dnsListen string) error {
+	if restoring, err := store.Restoring(ctx); err != nil || restoring {
+		return err
+	}
 	_, err := store.Zone(ctx, zone)
 	if err == nil || !errors.Is(err, keystore.ErrZoneNotFound) {
 		return err
