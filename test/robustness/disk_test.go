@@ -103,7 +103,7 @@ func TestDisk(t *testing.T) {
 		if os.Getuid() != 0 {
 			t.Skip("only root can mount a small disk")
 		}
-		dir := smallDisk(t)
+		dir := harness.SmallDisk(t)
 		n := newNode(s, "coredns on a small disk")
 		n.moveData(t, dir)
 		n.start()
