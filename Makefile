@@ -59,11 +59,11 @@ race: ## run all tests under the race detector
 e2e: ## run the end-to-end tests only: separate processes on loopback
 	go test -count=1 -v ./test/...
 
-interop: ## compare our replies with those of other name servers, have them as secondaries, validate signed answers, judge CNAMEs that they serve, let mail servers sign and verifiers judge their mail, and rotate keys while mail goes through unbound and MESSAGES (3000) are signed by all kinds of signers; Debian, installs them as root
+interop: ## compare our replies with those of other name servers, have them as secondaries, validate signed answers, judge CNAMEs that they serve, let mail servers sign and verifiers judge their mail, keep the key-encryption key in a Vault, and rotate keys while mail goes through unbound and MESSAGES (3000) are signed by all kinds of signers; Debian, installs them as root
 	go run ./test/interop/differential -queries $(QUERIES) -seed $(SEED)
 	@tools/install-interop.sh
 	go test -tags interop -count=1 -timeout 90m -v ./test/interop -rotations $(ROTATIONS) -messages $(MESSAGES)
-	go test -tags interop -count=1 -timeout 10m -v ./test/e2e -run 'TestPostfix|TestSendmail|TestOpenDKIM|TestExim|TestRspamd'
+	go test -tags interop -count=1 -timeout 20m -v ./test/e2e -run 'TestPostfix|TestSendmail|TestOpenDKIM|TestExim|TestRspamd|TestVaultTransit'
 
 robustness: ## take etcd, network, disk and clients away from DNS nodes, each for FAULT (30s)
 	go test -count=1 -timeout 2h -v ./test/robustness -fault $(FAULT)

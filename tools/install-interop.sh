@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what "make interop" runs, as root on Debian: packages, mail servers that
 # are only unpacked, into build, as they cannot be installed beside Postfix, and a
-# verifier from npm. What is there already is left alone.
+# verifier from npm. What is there already is left alone. Builds a Vault, which takes
+# minutes for the first time, and 3 GB of Go's caches.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -51,6 +52,9 @@ fi
 id Debian-exim >/dev/null 2>&1 || useradd --system --no-create-home --user-group --shell /usr/sbin/nologin Debian-exim
 
 [ -d build/sendmail ] || tools/unpack-sendmail.sh
+
+# The tests build it again, with what this leaves in Go's cache.
+go -C tools/vault build -o /dev/null .
 
 # A version that runs with Debian 12's Node.js.
 [ -d build/npm/node_modules/mailauth ] || npm install --silent --no-audit --no-fund --prefix build/npm mailauth@4.9.5

@@ -27,6 +27,7 @@ const (
 	Dkimctl Program = "github.com/dkimzone/dkimzone/cmd/dkimctl"
 	CoreDNS Program = "github.com/dkimzone/dkimzone/cmd/coredns"
 	Etcd    Program = "go.etcd.io/etcd/server/v3"
+	Vault   Program = "github.com/dkimzone/dkimzone/tools/vault" // takes minutes to build for the first time
 )
 
 func (p Program) name() string {
@@ -43,7 +44,7 @@ var (
 )
 
 func init() {
-	for _, p := range []Program{Dkimd, Dkimctl, CoreDNS, Etcd} {
+	for _, p := range []Program{Dkimd, Dkimctl, CoreDNS, Etcd, Vault} {
 		builds[p] = sync.OnceValue(p.build)
 	}
 }
@@ -66,11 +67,10 @@ func Main(m *testing.M) int {
 // changes at which they have looked, but does not see what a go build that they
 // run reads. Nor does it see what happens before the tests run.
 var lookAtSources = sync.OnceValue(func() error {
-	mod, err := exec.Command("go", "env", "GOMOD").Output()
+	root, err := root()
 	if err != nil {
-		return fmt.Errorf("go env GOMOD: %w", err)
+		return err
 	}
-	root := filepath.Dir(strings.TrimSpace(string(mod)))
 	for _, name := range []string{"go.mod", "go.sum", "api", "cmd", "internal", "plugin"} {
 		err := filepath.WalkDir(filepath.Join(root, name), func(file string, e fs.DirEntry, err error) error {
 			if err == nil && !strings.HasSuffix(file, "_test.go") {
@@ -85,9 +85,18 @@ var lookAtSources = sync.OnceValue(func() error {
 	return nil
 })
 
+// root is the directory of this module.
+func root() (string, error) {
+	mod, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("go env GOMOD: %w", err)
+	}
+	return filepath.Dir(strings.TrimSpace(string(mod))), nil
+}
+
 // Path is the file of the program, which is built on first use: with the race
-// detector if the test was built with it, except for etcd, which is not ours to
-// check.
+// detector if the test was built with it, except for etcd and Vault, which are not
+// ours to check.
 func (p Program) Path(tb testing.TB) string {
 	tb.Helper()
 	if err := builds[p](); err != nil {
@@ -106,10 +115,18 @@ func (p Program) build() error {
 		return err
 	}
 	args := []string{"build", "-buildvcs=false", "-o", p.file()}
-	if RaceEnabled && p != Etcd {
+	if RaceEnabled && p != Etcd && p != Vault {
 		args = append(args, "-race")
 	}
 	cmd := exec.Command("go", append(args, string(p))...) //nolint:gosec // a program of the list above
+	if p == Vault {
+		// It is a module of its own.
+		dir, err := root()
+		if err != nil {
+			return err
+		}
+		cmd.Dir = filepath.Join(dir, "tools", "vault")
+	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%v: %w\n%s", cmd, err, out)
 	}
