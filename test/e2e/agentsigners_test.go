@@ -6,63 +6,16 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/dkimzone/dkimzone/test/harness"
 	"github.com/dkimzone/dkimzone/test/mta"
 )
-
-// openDirectory is one that other users can enter, and where none can write above it:
-// OpenDKIM uses no keys below such a directory.
-func openDirectory(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/var/lib", "agent") //nolint:usetesting // signers run as other users, who do not reach t.TempDir
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // daemons may still write there
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// startProgram starts a program of Debian.
-func startProgram(t *testing.T, name string, args ...string) {
-	t.Helper()
-	cmd := exec.Command(name, args...)
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // it may have children
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("%v: make interop installs it", err)
-	}
-	t.Cleanup(func() {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		_ = cmd.Wait() // it was killed
-		if t.Failed() {
-			t.Logf("%s wrote\n%s", name, out.String())
-		}
-	})
-}
-
-func listening(t *testing.T, addr string) {
-	t.Helper()
-	harness.Eventually(t, startLimit, "it listens", func() error {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			err = c.Close()
-		}
-		return err
-	})
-}
 
 // inDocument demands that docs/signers.md has some lines.
 func inDocument(t *testing.T, lines string) {
@@ -115,14 +68,8 @@ func TestOpenDKIM(t *testing.T) {
 	inDocument(t, opendkimLines)
 	s := newSigning(t)
 	s.ctl(t, "domain", "provision", "acme", "spamtrap.dk")
-	home, addr := openDirectory(t), harness.Addr(t)
-	dir, run := filepath.Join(home, "keys"), filepath.Join(home, "run")
-	if err := os.Mkdir(run, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("chown", "opendkim", run).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	home, run, addr := mta.Directory(t, "root"), mta.Directory(t, "opendkim"), harness.Addr(t)
+	dir := filepath.Join(home, "keys")
 	p := s.startAgent(t, s.signerCert(t, "mx1"), "--format", "opendkim", "--dir", dir, "--user", "opendkim", "--reload-pid-file", filepath.Join(run, "opendkim.pid"))
 	first := s.agentSigns(t, p, dir, "")
 	host, port, err := net.SplitHostPort(addr)
@@ -134,8 +81,8 @@ func TestOpenDKIM(t *testing.T) {
 	if err := os.WriteFile(conf, []byte(lines), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	startProgram(t, "/usr/sbin/opendkim", "-f", "-x", conf)
-	listening(t, addr)
+	harness.StartSystem(t, "/usr/sbin/opendkim", "-f", "-x", conf)
+	harness.Listens(t, "OpenDKIM", addr)
 	relay, mails := mta.Sink(t)
 	postfix := mta.StartPostfix(t, relay, strings.ReplaceAll(milterLines, "127.0.0.1:8891", addr))
 	send := func() (string, error) {
@@ -161,8 +108,8 @@ const eximLines = `  dkim_domain = ${lookup{${lc:${domain:$h_from:}}}lsearch{/va
 const eximConf = `primary_hostname = mx.spamtrap.dk
 exim_path = %[6]s
 deliver_drop_privilege = true
-spool_directory = %[1]s/spool
-log_file_path = %[1]s/spool/%%slog
+spool_directory = %[1]s
+log_file_path = %[1]s/%%slog
 local_interfaces = %[2]s
 daemon_smtp_ports = %[3]s
 tls_advertise_hosts =
@@ -202,14 +149,8 @@ func TestExim(t *testing.T) {
 	}
 	s := newSigning(t)
 	s.ctl(t, "domain", "provision", "acme", "spamtrap.dk")
-	home, addr := openDirectory(t), harness.Addr(t)
-	dir, spool := filepath.Join(home, "keys"), filepath.Join(home, "spool")
-	if err := os.Mkdir(spool, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("chown", "Debian-exim:Debian-exim", spool).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	home, spool, addr := mta.Directory(t, "root"), mta.Directory(t, "Debian-exim"), harness.Addr(t)
+	dir := filepath.Join(home, "keys")
 	relay, mails := mta.Sink(t)
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -221,7 +162,7 @@ func TestExim(t *testing.T) {
 	}
 	p := s.startAgent(t, s.signerCert(t, "mx1"), "--format", "exim", "--dir", dir, "--group", "Debian-exim")
 	conf := filepath.Join(home, "exim.conf")
-	text := fmt.Sprintf(eximConf, home, host, port, relayPort, strings.ReplaceAll(eximLines, "/var/lib/dkimd-agent/exim", dir), program)
+	text := fmt.Sprintf(eximConf, spool, host, port, relayPort, strings.ReplaceAll(eximLines, "/var/lib/dkimd-agent/exim", dir), program)
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -232,8 +173,8 @@ func TestExim(t *testing.T) {
 		}
 		return err
 	})
-	startProgram(t, program, "-C", conf, "-bdf", "-q1h")
-	listening(t, addr)
+	harness.StartSystem(t, program, "-C", conf, "-bdf", "-q1h")
+	harness.Listens(t, "Exim", addr)
 	send := func() (string, error) {
 		mta.Submit(t, addr, nil, mail)
 		return mta.Receive(t, mails), nil

@@ -199,11 +199,11 @@ remote-control:
 	file := write(t, filepath.Join(dir, name+".conf"), config.String())
 	switch name {
 	case "named":
-		start(t, "/usr/sbin/named", "-g", "-c", file)
+		harness.StartSystem(t, "/usr/sbin/named", "-g", "-c", file)
 	case "knotd":
-		start(t, "/usr/sbin/knotd", "-c", file)
+		harness.StartSystem(t, "/usr/sbin/knotd", "-c", file)
 	case "nsd":
-		start(t, "/usr/sbin/nsd", "-d", "-c", file)
+		harness.StartSystem(t, "/usr/sbin/nsd", "-d", "-c", file)
 	}
 	client := dns.Client{Timeout: time.Second}
 	for zone := range zones {

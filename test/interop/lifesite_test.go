@@ -160,7 +160,7 @@ func (s *lifeSite) newDkimd(t *testing.T, name, kek string, nodes map[string]str
 		"--etcd-ca", user.CA, "--etcd-cert", user.Cert, "--etcd-key", user.Key,
 		"--tls-ca", server.CA, "--tls-cert", server.Cert, "--tls-key", server.Key, "--kek-url", kek,
 		"--grpc-listen", addr, "--http-listen", d.http, "--metrics-listen", d.metrics, "--allow-key-fetch", "rspamd", "--allow-key-fetch", "milter-local", "--allow-key-fetch", "client-local", "--allow-key-fetch", "agent",
-		"--allow-key-fetch", "agent-opendkim", "--allow-key-fetch", "agent-exim",
+		"--allow-key-fetch", "agent-opendkim", "--allow-key-fetch", "agent-exim", "--allow-key-fetch", "agent-rspamd",
 	}
 	for host, at := range nodes {
 		d.args = append(d.args, "--check-name-server", host+"="+at)
@@ -269,7 +269,7 @@ zone:
 		file := write(t, filepath.Join(dir, z), "$ORIGIN "+z+".\n"+cnameSOA)
 		fmt.Fprintf(&config, "  - domain: %s\n    file: %s\n    zonefile-sync: -1\n    acl: local\n", z, file)
 	}
-	start(t, "/usr/sbin/knotd", "-c", write(t, filepath.Join(dir, "knotd.conf"), config.String()))
+	harness.StartSystem(t, "/usr/sbin/knotd", "-c", write(t, filepath.Join(dir, "knotd.conf"), config.String()))
 	client := dns.Client{Timeout: time.Second}
 	for _, z := range zones {
 		harness.Eventually(t, limit, "Knot has "+z, func() error {
@@ -313,7 +313,7 @@ remote-control:
 	for _, addr := range nodes {
 		config.WriteString(at(addr))
 	}
-	start(t, "/usr/sbin/unbound", "-d", "-c", write(t, filepath.Join(dir, "unbound.conf"), config.String()))
+	harness.StartSystem(t, "/usr/sbin/unbound", "-d", "-c", write(t, filepath.Join(dir, "unbound.conf"), config.String()))
 	harness.Eventually(t, limit, "unbound answers", func() error {
 		_, _, err := (&dns.Client{Timeout: time.Second}).ExchangeContext(t.Context(), new(dns.Msg).SetQuestion(zones[0]+".", dns.TypeSOA), addr)
 		return err

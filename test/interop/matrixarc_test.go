@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
+	"github.com/dkimzone/dkimzone/test/mta"
 )
 
 // arc has an rspamd seal mail with the keys that it reads as from a Vault, and
@@ -19,7 +20,7 @@ func (m *matrix) arc(t *testing.T, keys map[string][]*dkimv1.SigningKey) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := startRspamd(t, "arc", vaultSettings(t, m.dkimd[0].http, m.signerToken("rspamd")), m.resolver)
+	addr := mta.StartRspamd(t, m.resolver, "", mta.RspamdSigner("arc", vaultSettings(t, m.dkimd[0].http, m.signerToken("rspamd"))))
 	verify := startScript(t, nil, "/usr/bin/python3", "dkimpy.py", host, port, "arc")
 	for domain, all := range keys {
 		var rsa *dkimv1.SigningKey
@@ -59,16 +60,16 @@ func (m *matrix) arc(t *testing.T, keys map[string][]*dkimv1.SigningKey) {
 // arcSealed is a message with the ARC set that an rspamd wants it to have, or empty
 // if it wants none.
 func arcSealed(ctx context.Context, addr, message string) (string, error) {
-	doc, err := rspamdCheck(ctx, addr, message)
-	if err != nil || len(doc.Milter.AddHeaders) == 0 {
+	r, err := mta.AskRspamd(ctx, addr, mta.Submitted, message)
+	if err != nil || len(r.Fields) == 0 {
 		return "", err
 	}
 	for _, name := range []string{"ARC-Authentication-Results", "ARC-Message-Signature", "ARC-Seal"} {
-		field, ok := doc.Milter.AddHeaders[name]
+		field, ok := r.Fields[name]
 		if !ok {
 			return "", fmt.Errorf("%s is missing", name)
 		}
-		message = name + ": " + field.Value + "\r\n" + message
+		message = name + ": " + field + "\r\n" + message
 	}
 	return message, nil
 }

@@ -28,6 +28,7 @@ func startSigners(t *testing.T, m *matrix) []signingProgram {
 		{"Postfix, milter", postfixSigner(t, m, cert)},
 		{"OpenDKIM, agent", openDKIMSigner(t, m)},
 		{"Exim, agent", eximSigner(t, m)},
+		{"rspamd, agent", rspamdFileSigner(t, m)},
 	}
 }
 
@@ -70,17 +71,15 @@ func goSigner(t *testing.T, m *matrix, cert harness.Cert) func(context.Context, 
 // vaultSigner is an rspamd that reads its keys as from a Vault.
 func vaultSigner(t *testing.T, m *matrix) func(context.Context, string, string) (string, error) {
 	t.Helper()
-	addr := startRspamd(t, "dkim_signing", vaultSettings(t, m.dkimd[0].http, m.signerToken("rspamd")), m.resolver)
-	return func(ctx context.Context, _, message string) (string, error) { return rspamdSigned(ctx, addr, message) }
+	return rspamdSigner(mta.StartRspamd(t, m.resolver, "", mta.RspamdSigner("dkim_signing", vaultSettings(t, m.dkimd[0].http, m.signerToken("rspamd")))))
 }
 
-// rspamdSigned is a message with the signatures that an rspamd wants it to have.
-func rspamdSigned(ctx context.Context, addr, message string) (string, error) {
-	signatures, err := rspamdSign(ctx, addr, message)
-	for _, s := range signatures {
-		message = "DKIM-Signature: " + s + "\r\n" + message
+// rspamdSigner adds the signatures that an rspamd wants messages to have.
+func rspamdSigner(addr string) func(context.Context, string, string) (string, error) {
+	return func(ctx context.Context, _, message string) (string, error) {
+		r, err := mta.AskRspamd(ctx, addr, mta.Submitted, message)
+		return r.Add(message), err
 	}
-	return message, err
 }
 
 // signerToken is a token of role signer.

@@ -10,9 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,7 +74,7 @@ func startVerifiers(t *testing.T, m *matrix) []verifyingProgram {
 	return []verifyingProgram{
 		{"go-msgauth", m.verifyGo},
 		{"OpenDKIM", startOpenDKIMVerifier(t, host)},
-		{"rspamd", startRspamdVerifier(t, host, port)},
+		{"rspamd", startRspamdVerifier(t, m.resolver)},
 		{"Exim", startEximVerifier(t, host)},
 		{"dkimpy", startScript(t, nil, "/usr/bin/python3", "dkimpy.py", host, port)},
 		{"Mail::DKIM", startScript(t, nil, "/usr/bin/perl", "maildkim.pl", host, port)},
@@ -172,13 +170,13 @@ func startOpenDKIMVerifier(t *testing.T, resolver string) func(context.Context, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, "/usr/sbin/opendkim", "-f", "-x", write(t, filepath.Join(dir, "opendkim.conf"), fmt.Sprintf(`Mode v
+	harness.StartSystem(t, "/usr/sbin/opendkim", "-f", "-x", write(t, filepath.Join(dir, "opendkim.conf"), fmt.Sprintf(`Mode v
 Socket inet:%s@%s
 AuthservID verifier.example
 AlwaysAddARHeader yes
 ResolverConfiguration %s
 `, port, host, write(t, filepath.Join(dir, "unbound.conf"), "server:\n    do-not-query-localhost: no\n    module-config: \"iterator\"\nforward-zone:\n    name: \".\"\n    forward-addr: "+resolver+"\n"))))
-	listens(t, "OpenDKIM", addr)
+	harness.Listens(t, "OpenDKIM", addr)
 	return func(_ context.Context, message string) ([]verdict, error) {
 		changes, err := milterChanges(addr, "203.0.113.9", message)
 		if err != nil {
@@ -256,67 +254,23 @@ func headerFields(header string) (all []string) {
 	}
 }
 
-// listens waits until something does.
-func listens(t *testing.T, what, addr string) {
-	t.Helper()
-	harness.Eventually(t, limit, what+" listens", func() error {
-		c, err := net.Dial("tcp", addr)
-		if err == nil {
-			err = c.Close()
-		}
-		return err
-	})
-}
-
 // startRspamdVerifier starts an rspamd with its dkim module.
-func startRspamdVerifier(t *testing.T, host, port string) func(context.Context, string) ([]verdict, error) {
+func startRspamdVerifier(t *testing.T, resolver string) func(context.Context, string) ([]verdict, error) {
 	t.Helper()
-	dir, addr := t.TempDir(), harness.Addr(t)
-	start(t, "/usr/bin/rspamd", "-f", "--insecure", "--var=DBDIR="+dir, "--var=RUNDIR="+dir, "--var=LOGDIR="+dir,
-		"-c", write(t, filepath.Join(dir, "rspamd.conf"), fmt.Sprintf(`options {
-    filters = "dkim";
-    pidfile = "%[1]s/rspamd.pid";
-    dns { nameserver = ["%[2]s:%[3]s:1"]; }
-}
-logging { type = "console"; level = "info"; }
-worker "normal" { bind_socket = "%[4]s"; count = 1; task_timeout = 1min; }
-dkim { }
-`, dir, host, port, addr)))
-	listens(t, "rspamd", addr)
+	addr := mta.StartRspamd(t, resolver, "", "dkim { }\n")
 	return func(ctx context.Context, message string) ([]verdict, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/checkv2", strings.NewReader(message))
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("IP", "203.0.113.9")
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return nil, err
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return nil, err
-		}
-		var doc struct {
-			Symbols map[string]struct {
-				Options []string `json:"options"`
-			} `json:"symbols"`
-		}
-		if err := json.Unmarshal(body, &doc); err != nil {
-			return nil, fmt.Errorf("%w: %s", err, body)
-		}
+		r, err := mta.AskRspamd(ctx, addr, map[string]string{"IP": "203.0.113.9"}, message)
 		var all []verdict
-		for name, symbol := range doc.Symbols {
+		for name, options := range r.Symbols {
 			if !strings.HasPrefix(name, "R_DKIM_") {
 				continue
 			}
-			for _, o := range symbol.Options {
+			for _, o := range options {
 				domain, selector, _ := strings.Cut(o, ":s=")
 				all = append(all, verdict{domain, selector, name == "R_DKIM_ALLOW", name + " " + o})
 			}
 		}
-		return all, nil
+		return all, err
 	}
 }
 
@@ -335,11 +289,7 @@ func startExim(t *testing.T, resolver, config string) string {
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("Exim is missing; make interop unpacks it: %v", err)
 	}
-	dir, err := os.MkdirTemp("", "exim") //nolint:usetesting // it runs as another user, who does not reach t.TempDir
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := mta.Directory(t, "Debian-exim")
 	addr := harness.Addr(t)
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -354,14 +304,8 @@ func startExim(t *testing.T, resolver, config string) string {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("chown", "Debian-exim", dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	start(t, "unshare", "-m", "sh", "-c", `mount --bind "$1" /etc/resolv.conf && exec "$2" -C "$3" -bdf`, "sh", resolv, program, conf)
-	listens(t, "Exim", addr)
+	harness.StartSystem(t, "unshare", "-m", "sh", "-c", `mount --bind "$1" /etc/resolv.conf && exec "$2" -C "$3" -bdf`, "sh", resolv, program, conf)
+	harness.Listens(t, "Exim", addr)
 	return addr
 }
 

@@ -11,11 +11,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -42,30 +40,6 @@ const (
 type server struct {
 	name, addr, metrics string
 	serial              uint32 // last seen
-}
-
-// start runs a program of the system until the end of the test.
-func start(t *testing.T, name string, args ...string) {
-	t.Helper()
-	out, err := os.Create(filepath.Join(t.TempDir(), filepath.Base(name)+".log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(name, args...)
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its workers end with it
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		_ = cmd.Wait()
-		if t.Failed() {
-			b, _ := os.ReadFile(out.Name())
-			t.Logf("%s:\n%s", name, b[max(0, len(b)-6000):])
-		}
-		out.Close()
-	})
 }
 
 func write(t *testing.T, file, text string) string {
@@ -144,11 +118,11 @@ zone:
 		file := write(t, filepath.Join(dir, name+".conf"), strings.NewReplacer("DIR", dir, "HOST", host, "PORT", port).Replace(text))
 		switch name {
 		case "named":
-			start(t, "/usr/sbin/named", "-g", "-c", file)
+			harness.StartSystem(t, "/usr/sbin/named", "-g", "-c", file)
 		case "knotd":
-			start(t, "/usr/sbin/knotd", "-c", file)
+			harness.StartSystem(t, "/usr/sbin/knotd", "-c", file)
 		case "nsd":
-			start(t, "/usr/sbin/nsd", "-d", "-c", file)
+			harness.StartSystem(t, "/usr/sbin/nsd", "-d", "-c", file)
 		}
 	}
 	var all []*server

@@ -20,6 +20,7 @@ import (
 
 	"github.com/dkimzone/dkimzone/signer"
 	"github.com/dkimzone/dkimzone/test/harness"
+	"github.com/dkimzone/dkimzone/test/mta"
 )
 
 // startSigners starts all signers.
@@ -72,21 +73,15 @@ func (r *signersRun) startRspamd() func(context.Context, string) (string, error)
 	vault := harness.Addr(r.t)
 	config := strings.NewReplacer("127.0.0.1:8200", vault, "/etc/dkimzone/ca.crt", r.etcd.PKI.Client(r.t, "haproxy", "signer").CA,
 		"dkimd1.example.net:9080", r.dkimd[0].http, "dkimd2.example.net:9080", r.dkimd[1].http).Replace(balancer)
-	start(r.t, "/usr/sbin/haproxy", "-db", "-f", write(r.t, filepath.Join(r.t.TempDir(), "haproxy.cfg"), config))
+	harness.StartSystem(r.t, "/usr/sbin/haproxy", "-db", "-f", write(r.t, filepath.Join(r.t.TempDir(), "haproxy.cfg"), config))
 	settings := documented(r.t, "use_vault", "https://dkimd1.example.net:9080", "http://"+vault, "dkz_…", r.signerToken("rspamd"))
-	addr := startRspamd(r.t, "dkim_signing", settings, r.resolver)
+	addr := mta.StartRspamd(r.t, r.resolver, "", mta.RspamdSigner("dkim_signing", settings))
 	return func(ctx context.Context, text string) (string, error) {
-		signatures, err := rspamdSign(ctx, addr, text)
-		if err != nil {
-			return "", err
+		found, err := mta.AskRspamd(ctx, addr, mta.Submitted, text)
+		if err == nil && len(found.Signatures) == 0 {
+			err = errUnsigned
 		}
-		if len(signatures) == 0 {
-			return "", errUnsigned
-		}
-		for _, s := range signatures {
-			text = "DKIM-Signature: " + s + "\r\n" + text
-		}
-		return text, nil
+		return found.Add(text), err
 	}
 }
 
@@ -146,7 +141,7 @@ func (r *signersRun) startOpenDKIM() func(context.Context, string) (string, erro
 		_, err := os.Stat(filepath.Join(files, "SigningTable"))
 		return err
 	})
-	start(r.t, "/usr/sbin/opendkim", "-f", "-x", write(r.t, filepath.Join(dir, "opendkim.conf"), fmt.Sprintf(`Mode s
+	harness.StartSystem(r.t, "/usr/sbin/opendkim", "-f", "-x", write(r.t, filepath.Join(dir, "opendkim.conf"), fmt.Sprintf(`Mode s
 Socket inet:%[2]s@%[3]s
 PidFile %[4]s
 KeyTable %[1]s/KeyTable

@@ -6,14 +6,8 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/base64"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +16,7 @@ import (
 
 	dkimv1 "github.com/dkimzone/dkimzone/api/dkim/v1"
 	"github.com/dkimzone/dkimzone/test/harness"
+	"github.com/dkimzone/dkimzone/test/mta"
 )
 
 const vaultMessage = "From: Jo <jo@%s>\r\nTo: someone@example.com\r\nSubject: read from a vault\r\n" +
@@ -40,7 +35,7 @@ func TestVault(t *testing.T) {
 	l := &life{t: t, lifeSite: site, all: all, post: &post{t: t, site: site, lastUse: make(map[string]time.Time)}}
 	l.provision()
 
-	addr := startRspamd(t, "dkim_signing", vaultSettings(t, site.dkimd[0].http, l.signerToken("rspamd")), site.resolver)
+	addr := mta.StartRspamd(t, site.resolver, "", mta.RspamdSigner("dkim_signing", vaultSettings(t, site.dkimd[0].http, l.signerToken("rspamd"))))
 	begin := time.Now()
 	for _, s := range all {
 		l.waitSigning(t.Context(), s, "is signed with keys of its own", 5*time.Minute, ownKey)
@@ -50,19 +45,15 @@ func TestVault(t *testing.T) {
 
 	for domain, want := range map[string]int{"rsa.dk": 1, "ed.dk": 1, "both.dk": 2, "slash.dk": 1} {
 		message := fmt.Sprintf(vaultMessage, domain)
-		var signatures []string
+		var found mta.RspamdResult
 		harness.Eventually(t, limit, "rspamd signs for "+domain, func() (err error) {
-			signatures, err = rspamdSign(t.Context(), addr, message)
-			if err == nil && len(signatures) != want {
-				err = fmt.Errorf("%d signatures, want %d", len(signatures), want)
+			found, err = mta.AskRspamd(t.Context(), addr, mta.Submitted, message)
+			if n := len(found.Signatures); err == nil && n != want {
+				err = fmt.Errorf("%d signatures, want %d", n, want)
 			}
 			return err
 		})
-		signed := message
-		for _, s := range signatures {
-			signed = "DKIM-Signature: " + s + "\r\n" + signed
-		}
-		results, err := dkim.VerifyWithOptions(strings.NewReader(signed), &dkim.VerifyOptions{
+		results, err := dkim.VerifyWithOptions(strings.NewReader(found.Add(message)), &dkim.VerifyOptions{
 			LookupTXT: func(name string) ([]string, error) {
 				if name == "s1._domainkey.slash.dk" { // its customer has no DNS here
 					name = "s1-slash-dk._domainkey." + zone
@@ -79,8 +70,8 @@ func TestVault(t *testing.T) {
 			}
 		}
 	}
-	if signatures, err := rspamdSign(t.Context(), addr, fmt.Sprintf(vaultMessage, "nobody.dk")); err != nil || len(signatures) > 0 {
-		t.Errorf("mail of a domain that nobody has: %d signatures, %v", len(signatures), err)
+	if r, err := mta.AskRspamd(t.Context(), addr, mta.Submitted, fmt.Sprintf(vaultMessage, "nobody.dk")); err != nil || len(r.Signatures) > 0 {
+		t.Errorf("mail of a domain that nobody has: %d signatures, %v", len(r.Signatures), err)
 	}
 }
 
@@ -127,81 +118,4 @@ func documented(t *testing.T, word string, values ...string) string {
 	}
 	t.Fatalf("docs/signers.md has no block with %s", word)
 	return ""
-}
-
-// startRspamd starts an rspamd with settings of a module that signs, dkim_signing or
-// arc, and returns the address of its normal worker.
-func startRspamd(t *testing.T, module, settings, resolver string) string {
-	t.Helper()
-	dir, addr := t.TempDir(), harness.Addr(t)
-	host, port, err := net.SplitHostPort(resolver)
-	if err != nil {
-		t.Fatal(err)
-	}
-	start(t, "/usr/bin/rspamd", "-f", "--insecure", "--var=DBDIR="+dir, "--var=RUNDIR="+dir, "--var=LOGDIR="+dir,
-		"-c", write(t, filepath.Join(dir, "rspamd.conf"), fmt.Sprintf(`options {
-    filters = "dkim";
-    pidfile = "%[1]s/rspamd.pid";
-    dns { nameserver = ["%[2]s:%[3]s:1"]; }
-}
-logging { type = "console"; level = "info"; }
-worker "normal" { bind_socket = "%[4]s"; count = 1; task_timeout = 1min; }
-modules { path = "/usr/share/rspamd/plugins/%[5]s.lua"; }
-%[5]s {
-%[6]s}
-`, dir, host, port, addr, module, settings)))
-	harness.Eventually(t, limit, "rspamd answers", func() error {
-		_, err := rspamdSign(t.Context(), addr, fmt.Sprintf(vaultMessage, "nobody.dk"))
-		return err
-	})
-	return addr
-}
-
-// rspamdSign hands a message of an authenticated sender to rspamd, and returns the
-// signatures that it wants to be added.
-func rspamdSign(ctx context.Context, addr, message string) ([]string, error) {
-	doc, err := rspamdCheck(ctx, addr, message)
-	if err != nil || doc.Signature == nil {
-		return nil, err
-	}
-	var one string
-	if json.Unmarshal(doc.Signature, &one) == nil {
-		return []string{one}, nil
-	}
-	var all []string
-	return all, json.Unmarshal(doc.Signature, &all)
-}
-
-// rspamdResult is what rspamd says of a message.
-type rspamdResult struct {
-	Signature json.RawMessage `json:"dkim-signature"` // one, or several
-	Milter    struct {
-		AddHeaders map[string]struct {
-			Value string `json:"value"`
-		} `json:"add_headers"`
-	} `json:"milter"`
-}
-
-func rspamdCheck(ctx context.Context, addr, message string) (doc rspamdResult, err error) {
-	ctx, cancel := context.WithTimeout(ctx, limit) // a big message takes long
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/checkv2", strings.NewReader(message))
-	if err != nil {
-		return doc, err
-	}
-	req.Header.Set("User", "jo")
-	req.Header.Set("IP", "192.0.2.1")
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return doc, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return doc, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return doc, errors.New(resp.Status)
-	}
-	return doc, json.Unmarshal(body, &doc)
 }
