@@ -89,13 +89,19 @@ func (a *Authenticator) Forget(id string) { a.cache.dropID(id) }
 // client certificate. The errors are refusals for the caller: UNAUTHENTICATED,
 // RESOURCE_EXHAUSTED and UNAVAILABLE, without a word on what else there is.
 func (a *Authenticator) Authenticate(ctx context.Context) (Caller, error) {
+	return a.authenticate(ctx, false)
+}
+
+// authenticate is Authenticate, and again so of a caller who was let in: then it is
+// no attempt, of which his address may have none left.
+func (a *Authenticator) authenticate(ctx context.Context, again bool) (Caller, error) {
 	addr := callerAddr(ctx)
 	md, _ := metadata.FromIncomingContext(ctx)
 	switch values := md.Get("authorization"); {
 	case len(values) > 1:
 		return Caller{}, unauthenticated("several authorization headers: send one")
 	case len(values) == 1:
-		return a.fromHeader(ctx, values[0], addr)
+		return a.fromHeader(ctx, values[0], addr, again)
 	}
 	return a.fromCertificate(ctx, addr)
 }
@@ -155,10 +161,17 @@ type busyError struct{ wait time.Duration }
 
 func (busyError) Error() string { return "too many attempts" }
 
-func (a *Authenticator) fromHeader(ctx context.Context, value string, addr netip.Addr) (Caller, error) {
+// claimant is who presents a credential.
+type claimant struct {
+	Caller
+
+	again bool // he was let in with it
+}
+
+func (a *Authenticator) fromHeader(ctx context.Context, value string, addr netip.Addr, again bool) (Caller, error) {
 	scheme, credential, _ := strings.Cut(value, " ")
 	credential = strings.TrimLeft(credential, " ")
-	c := Caller{Addr: addr}
+	c := claimant{Caller{Addr: addr}, again}
 	wrong := func(context.Context, grant) (grant, error) { return grant{}, errWrong }
 	switch {
 	case len(value) > maxAuthorization:
@@ -190,12 +203,16 @@ type verdict func(context.Context, grant) (grant, error)
 
 // verify lets check judge a credential, unless it was found right a moment ago.
 // Calls with the same credential wait for one verdict.
-func (a *Authenticator) verify(ctx context.Context, c Caller, id string, parts []string, check verdict) (Caller, error) {
+func (a *Authenticator) verify(ctx context.Context, c claimant, id string, parts []string, check verdict) (Caller, error) {
 	digest := a.cache.digest(append([]string{string(c.Method)}, parts...)...)
 	if g, ok := a.cache.get(digest); ok && a.fresh(g) {
-		return g.caller(c), nil
+		return g.caller(c.Caller), nil
 	}
-	result := a.flights.DoChan(string(digest[:]), func() (any, error) {
+	flight := string(digest[:])
+	if c.again {
+		flight += "again"
+	}
+	result := a.flights.DoChan(flight, func() (any, error) {
 		shared, cancel := context.WithTimeout(context.WithoutCancel(ctx), verifyTimeout)
 		defer cancel()
 		return a.judge(shared, c, id, digest, check)
@@ -206,7 +223,7 @@ func (a *Authenticator) verify(ctx context.Context, c Caller, id string, parts [
 			return Caller{}, r.Err
 		}
 		g, _ := r.Val.(grant)
-		return g.caller(c), nil
+		return g.caller(c.Caller), nil
 	case <-ctx.Done():
 		return Caller{}, status.FromContextError(ctx.Err()).Err()
 	}
@@ -218,13 +235,14 @@ func (a *Authenticator) fresh(g grant) bool {
 }
 
 // judge asks for a verdict, remembers it, and puts it into words for the caller.
-func (a *Authenticator) judge(ctx context.Context, c Caller, id string, digest [32]byte, check verdict) (grant, error) {
+func (a *Authenticator) judge(ctx context.Context, c claimant, id string, digest [32]byte, check verdict) (grant, error) {
 	now, key := a.o.Now(), addrKey(c.Addr)
 	before, known := a.cache.get(digest)
 	if known && a.fresh(before) { // since a moment ago
 		return before, nil
 	}
-	if !known {
+	attempt := !known && !c.again
+	if attempt {
 		if ok, wait := a.attempts.take(key, now); !ok {
 			return grant{}, tooMany(wait)
 		}
@@ -233,7 +251,7 @@ func (a *Authenticator) judge(ctx context.Context, c Caller, id string, digest [
 	if err == nil {
 		found.asked, found.confirmed = now, now
 		a.cache.put(digest, found)
-		if !known {
+		if attempt {
 			a.attempts.giveBack(key)
 		}
 		return found, nil
@@ -253,7 +271,7 @@ func (a *Authenticator) judge(ctx context.Context, c Caller, id string, digest [
 		return grant{}, tooMany(busy.wait)
 	}
 	// Nobody knows: that is no attempt.
-	if !known {
+	if attempt {
 		a.attempts.giveBack(key)
 	}
 	reason, what := ReasonUnavailable, "the store that knows the credentials"

@@ -79,7 +79,7 @@ func (a *Authenticator) StreamInterceptor(srv any, stream grpc.ServerStream, _ *
 				return
 			case <-ticker.C:
 			}
-			if _, err := a.Authenticate(stream.Context()); status.Code(err) == codes.Unauthenticated {
+			if _, err := a.authenticate(stream.Context(), true); status.Code(err) == codes.Unauthenticated {
 				refused.Store(&err)
 				cancel()
 				return
